@@ -1,0 +1,4 @@
+{# Schemas are named in full: `health` is `health` in every target. #}
+{% macro generate_schema_name(custom_schema_name, node) -%}
+    {{ custom_schema_name or target.schema }}
+{%- endmacro %}

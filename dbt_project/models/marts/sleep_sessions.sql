@@ -1,0 +1,39 @@
+{{ config(
+    materialized='upsert_table',
+    applies_objects=true,
+    unique_key=['user_id', 'source', 'source_record_id'],
+    scope='int_sleep_sessions_pending',
+    scope_columns=['user_id', 'source', 'source_record_id'],
+    indexes=[{'columns': ['user_id', 'local_date']}]
+) }}
+
+-- depends_on: {{ ref('int_sleep_sessions_pending') }}
+{%- set measured = [
+    'started_at', 'ended_at', 'utc_offset_minutes', 'end_utc_offset_minutes', 'local_date', 'sleep_type',
+    'is_main_sleep', 'time_in_bed_seconds', 'sleep_seconds', 'deep_sleep_seconds', 'light_sleep_seconds',
+    'rem_sleep_seconds', 'awake_seconds', 'latency_seconds', 'efficiency_percent', 'average_hrv_ms',
+    'lowest_heart_rate_bpm', 'average_heart_rate_bpm', 'average_breath_per_minute', 'stages_5_min',
+] %}
+with sessions as (
+    select * from {{ ref('int_sleep_sessions_unioned') }}
+),
+
+newest as (
+    {{ newest_versions(
+        'sessions',
+        key=['user_id', 'source', 'source_record_id'],
+        compare=measured + ['is_deleted']
+    ) }}
+)
+
+select
+    user_id,
+    source,
+    source_record_id,
+    {% for column in measured -%}
+    {{ column }},
+    {% endfor -%}
+    raw_object_id,
+    first_seen_at,
+    updated_at
+from newest

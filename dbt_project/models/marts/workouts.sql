@@ -1,0 +1,39 @@
+{{ config(
+    materialized='upsert_table',
+    applies_objects=true,
+    unique_key=['user_id', 'source', 'source_record_id'],
+    scope='int_workouts_pending',
+    scope_columns=['user_id', 'source', 'source_record_id'],
+    changes='_changed_daily',
+    change_metric="'workout'",
+    indexes=[{'columns': ['user_id', 'local_date']}]
+) }}
+
+-- depends_on: {{ ref('int_workouts_pending') }}
+{%- set measured = [
+    'started_at', 'ended_at', 'utc_offset_minutes', 'local_date', 'activity', 'intensity', 'duration_seconds',
+    'calories_kcal', 'distance_m', 'average_heart_rate_bpm',
+] %}
+with workouts as (
+    select * from {{ ref('int_workouts_unioned') }}
+),
+
+newest as (
+    {{ newest_versions(
+        'workouts',
+        key=['user_id', 'source', 'source_record_id'],
+        compare=measured + ['is_deleted']
+    ) }}
+)
+
+select
+    user_id,
+    source,
+    source_record_id,
+    {% for column in measured -%}
+    {{ column }},
+    {% endfor -%}
+    raw_object_id,
+    first_seen_at,
+    updated_at
+from newest

@@ -1,0 +1,1 @@
+"""Health Pipeline: people's health data from every vendor in one warehouse that can be trusted."""

@@ -1,0 +1,286 @@
+"""The command line: what to call, with what; the work is in `runtime` and the rooms below it.
+
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from health_pipeline.providers.base import Window
+    from health_pipeline.settings import Settings
+    from health_pipeline.warehouse.connection import Warehouse
+
+_DAY = click.DateTime(["%Y-%m-%d"])
+
+
+class _Commands(click.Group):
+    """Errors that say what to do are shown as such; only surprises show a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (LookupError, RuntimeError, ValueError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+            raise click.ClickException(message) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="health-pipeline")
+def main(debug: bool) -> None:
+    """People's health data from every vendor in one warehouse that can be trusted."""
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _open() -> tuple[Settings, Warehouse]:
+    from health_pipeline.settings import load_settings
+    from health_pipeline.warehouse.connection import open_warehouse
+
+    settings = load_settings()
+    if settings.database_url is None and not (settings.home_path / "postgres").exists():
+        _say(f"setting up a database in {settings.home} (once)")
+    return settings, open_warehouse(settings)
+
+
+@main.command()
+@click.option("--port", type=int, help="Port of the Dagster UI; 3000, or a free one.")
+def up(port: int | None) -> None:
+    """Start database, sandbox (if no provider is configured), Dagster's UI and daemon. Ctrl-C ends them."""
+    from health_pipeline.runtime.servers import up as serve
+
+    settings, warehouse = _open()
+    serve(settings, warehouse, click.echo, port=port)
+
+
+@main.command()
+@click.option("--days", default=90, show_default=True, help="Days of history to fetch.")
+def demo(days: int) -> None:
+    """The whole way on synthetic people: fetch, upload, load, score, forecast; then check the numbers."""
+    from health_pipeline.runtime.demo import run_demo
+
+    settings, warehouse = _open()
+    with _status_line("demo") as say:
+        report = run_demo(settings, warehouse, say, days=days)
+    _show_demo(report)
+    if report.problems:
+        for problem in report.problems[:20]:
+            _say(f"wrong: {problem}")
+        raise click.ClickException(f"{len(report.problems)} things are not as they should be")
+
+
+def _show_demo(report: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    counts = Table("what", "count", title="In the warehouse", title_justify="left")
+    counts.columns[1].justify = "right"
+    for label, count in report.counts.items():
+        counts.add_row(label, f"{count:,}")
+    console.print(counts)
+    recovery = Table("who", "day", "recovery", "why", title="Last recovery scores", title_justify="left")
+    for handle, day, score, why in report.recovery:
+        recovery.add_row(handle, str(day), f"{score:.0f}", why)
+    console.print(recovery)
+    forecasts = Table("who", "forecast", title="Forecasts", title_justify="left")
+    for handle, sentence in report.forecasts:
+        forecasts.add_row(handle, sentence)
+    console.print(forecasts)
+    console.print(f"{report.seconds:.0f} s. See it in the Dagster UI:  [bold]make up[/bold]")
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--user", "handle", required=True, help="Whose data it is; made on first use.")
+@click.option("--timezone", "time_zone", help="Zone of local times, like Europe/Berlin; kept for a new user.")
+@click.option("--kind", help="Kind of file, if it is not to be found by content.")
+@click.option("--date-order", type=click.Choice(["dmy", "mdy"]), help="Order of the file's dates, if it is unclear.")
+def upload(file: Path, handle: str, time_zone: str | None, kind: str | None, date_order: str | None) -> None:
+    """Load a file into the warehouse: keep its bytes, then stage, check, and compute what it changes."""
+    from health_pipeline.runtime.files import upload_file
+
+    settings, warehouse = _open()
+    with _status_line("upload") as say:
+        summary = upload_file(
+            settings, warehouse, file, handle, say, time_zone=time_zone, kind=kind, date_order=date_order
+        )
+    click.echo(summary.words())
+    if summary.problems:
+        raise click.ClickException("; ".join(summary.problems))
+
+
+@main.command()
+@click.option("--day", type=_DAY, required=True, help="Day to fetch, YYYY-MM-DD (UTC).")
+@click.option("--to", "last", type=_DAY, help="Last day of a range; it is one run.")
+def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
+    """Run the daily job for a day or a range of days."""
+    from health_pipeline.runtime.run_job import run_job
+
+    settings, warehouse = _open()
+    with _status_line("refresh") as say:
+        outcome = run_job("daily_refresh", _window(day, last), settings, warehouse, on_progress=say)
+    for check in outcome.failed_checks:
+        _say(f"check failed: {check}")
+    if not outcome.success:
+        raise click.ClickException("; ".join(outcome.failures) or f"run {outcome.run_id} failed; see the UI")
+    click.echo(f"done, run {outcome.run_id}")
+
+
+def _window(day: dt.datetime, last: dt.datetime | None) -> Window:
+    from health_pipeline.providers.base import Window
+
+    return Window(day.date(), (last or day).date())
+
+
+@main.command()
+@click.argument("statement", metavar="SQL")
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--as-user", help="See only what this user may see.")
+def query(statement: str, style: str, as_user: str | None) -> None:
+    """Run one read-only SQL statement on the warehouse."""
+    from health_pipeline.runtime import query as queries
+
+    _, warehouse = _open()
+    table = queries.run_query(warehouse, statement, as_user=as_user)
+    if style == "csv":
+        click.echo(queries.to_csv(table), nl=False)
+    elif style == "json":
+        click.echo(queries.to_json(table))
+    else:
+        _print_table(table)
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*table.column_names)
+    for row in table.to_pylist():
+        shown.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    click.echo(f"{table.num_rows} rows", err=True)
+
+
+@main.command()
+def status() -> None:
+    """Say what is connected, when it last synced, what waits and what is broken (exit code 1)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from health_pipeline.runtime.status import read_status
+
+    _, warehouse = _open()
+    found = read_status(warehouse)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    accounts = Table("user", "provider", "status", "last sync (UTC)", "trouble", title="Accounts", title_justify="left")
+    for account in found.accounts:
+        synced = f"{account.last_sync_at:%Y-%m-%d %H:%M}" if account.last_sync_at else "never"
+        accounts.add_row(account.handle, account.provider, account.status, synced, account.last_error or "")
+    console.print(accounts)
+    providers = Table(
+        "source", "raw objects", "last received (UTC)", "to stage", "to apply", "quarantined",
+        title="Sources", title_justify="left",
+    )  # fmt: skip
+    for provider in found.providers:
+        received = f"{provider.last_received_at:%Y-%m-%d %H:%M}" if provider.last_received_at else "never"
+        providers.add_row(
+            provider.provider, f"{provider.objects:,}", received, f"{provider.waiting:,}",
+            f"{provider.unapplied:,}", f"{provider.quarantined:,}",
+        )  # fmt: skip
+    console.print(providers)
+    for location, message in found.rejected_files:
+        console.print(f"inbox: {location} was refused: {message}", markup=False)
+    if not found.healthy:
+        raise SystemExit(1)
+
+
+@main.group()
+def goal() -> None:
+    """What a person wants to reach."""
+
+
+@goal.command("set")
+@click.argument("metric")
+@click.argument("target", type=float)
+@click.option("--user", "handle", required=True, help="Whose goal it is.")
+@click.option("--by", type=_DAY, help="By when, YYYY-MM-DD.")
+def goal_set(metric: str, target: float, handle: str, by: dt.datetime | None) -> None:
+    """Set the goal of a metric, in the catalogue's unit. The next run forecasts towards it."""
+    from health_pipeline.runtime.goals import set_goal
+
+    _, warehouse = _open()
+    click.echo(set_goal(warehouse, handle, metric, target, by.date() if by else None))
+
+
+@main.command()
+@click.option("--port", type=int, default=8900, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def sandbox(port: int, host: str) -> None:
+    """Serve the provider sandbox: the providers' APIs over synthetic people."""
+    from health_pipeline.sandbox.server import serve
+
+    serve(host, port)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def dbt(arguments: tuple[str, ...]) -> None:
+    """Run dbt on the warehouse, wherever it is: `health-pipeline dbt build`."""
+    import os
+    import subprocess
+
+    from health_pipeline.warehouse.dbt_project import PROJECT_DIR, dbt_executable
+
+    _, warehouse = _open()
+    done = subprocess.run(
+        [dbt_executable(), *arguments, "--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)],
+        env={**os.environ, **warehouse.environment()},
+        check=False,
+    )
+    raise SystemExit(done.returncode)
+
+
+class _status_line:  # noqa: N801 - used like a function
+    """Progress on the terminal: a spinner with the present step, or plain lines where nobody watches."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._status: Any = None
+
+    def __enter__(self) -> Callable[[str], None]:
+        if not sys.stderr.isatty():
+            return _say
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        self._status = console.status(self._name)
+        self._status.__enter__()
+
+        def show(line: str) -> None:
+            if line.startswith(" "):
+                self._status.update(f"{self._name}: {line.strip()}")
+            else:
+                console.print(line, markup=False, highlight=False)
+
+        return show
+
+    def __exit__(self, *exception: object) -> None:
+        if self._status is not None:
+            self._status.__exit__(*exception)
+
+
+if __name__ == "__main__":
+    main()

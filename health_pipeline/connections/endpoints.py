@@ -1,0 +1,61 @@
+"""Where a provider is: the vendor's own hosts if it has a client id, else the sandbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from health_pipeline.providers.base import OAuth, Provider
+from health_pipeline.settings import Settings
+
+#: The client every sandbox knows.
+_SANDBOX_CLIENT = ("sandbox", SecretStr("sandbox-secret"))
+
+
+class ProviderNotConfiguredError(RuntimeError):
+    """Neither a client id nor a sandbox: there is nobody to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How to reach a provider. `environment` is `live` or `sandbox`; tokens of one are not for the other."""
+
+    environment: str
+    base_url: str
+    oauth: OAuth
+    client_id: str
+    client_secret: SecretStr
+
+
+def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
+    """Raises ProviderNotConfiguredError with the settings that are missing."""
+    if provider.oauth is None or provider.base_url is None:
+        raise ValueError(f"{provider.name} is not fetched over HTTP")
+    client = settings.client_credentials(provider.name)
+    if client is not None:
+        return Endpoint("live", provider.base_url, provider.oauth, *client)
+    if settings.sandbox_url is None:
+        prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"
+        raise ProviderNotConfiguredError(
+            f"{provider.title} is not configured: set {prefix}_CLIENT_ID and {prefix}_CLIENT_SECRET, or start "
+            "the sandbox (health-pipeline sandbox) and set HEALTH_PIPELINE_SANDBOX_URL"
+        )
+    root = f"{settings.sandbox_url.rstrip('/')}/{provider.name}"
+    oauth = provider.oauth
+    return Endpoint(
+        "sandbox",
+        root,
+        replace(
+            oauth,
+            authorize_url=_move(oauth.authorize_url, root),
+            token_url=_move(oauth.token_url, root),
+            revoke_url=None if oauth.revoke_url is None else _move(oauth.revoke_url, root),
+        ),
+        *_SANDBOX_CLIENT,
+    )
+
+
+def _move(url: str, root: str) -> str:
+    return root + urlsplit(url).path

@@ -1,0 +1,21 @@
+"""The one entry for Dagster. Each module below says what it adds."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from health_pipeline.defs import canonical, checks, engine, jobs, sources
+from health_pipeline.defs.resources import Platform
+
+defs = dg.Definitions.merge(
+    sources.defs,  # raw/* and staging_*/*: what providers and files give
+    canonical.defs,  # health/*: the dbt project
+    engine.defs,  # health/*: baselines, loads, recovery, forecasts
+    checks.defs,  # what must hold of all of them
+    jobs.defs,  # when they run
+    dg.Definitions(
+        resources={"platform": Platform()},
+        # A step's imports cost more than most steps: a run is one process.
+        executor=dg.in_process_executor,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Everything Dagster: assets, checks, jobs, schedules, sensors. Thin wrappers; what they wrap knows no Dagster."""

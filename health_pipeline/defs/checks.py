@@ -1,0 +1,157 @@
+"""What must hold, besides the dbt tests: nothing lost, nothing waiting, nobody disconnected in silence."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import sqlalchemy as sa
+
+from health_pipeline.defs.resources import Platform
+from health_pipeline.defs.sources import FETCHED, raw_key
+from health_pipeline.providers.base import Provider
+from health_pipeline.providers.registry import all_providers
+from health_pipeline.staging.tables import schema_name
+
+QUARANTINE = dg.AssetKey(["health", "metric_quarantine"])
+#: More of a provider's records refused than this is a fault of ours or theirs, not of single records.
+MAX_QUARANTINED_SHARE = 0.01
+
+
+def _records_accounted(provider: Provider) -> dg.AssetChecksDefinition:
+    schema = schema_name(provider.name)
+
+    @dg.asset_check(
+        asset=[schema, "quarantine"],
+        name="records_accounted",
+        description="Every record of every staged object is loaded, quarantined or skipped with a reason, and the "
+        "quarantine table holds as many rows as the loads say.",
+        blocking=True,
+    )
+    def records_accounted(platform: Platform) -> dg.AssetCheckResult:
+        query = f"""
+            select
+                count(*) as objects,
+                coalesce(sum(records_in), 0)::bigint as records_in,
+                coalesce(sum(records_loaded), 0)::bigint as records_loaded,
+                coalesce(sum(records_quarantined), 0)::bigint as records_quarantined,
+                coalesce(sum((select sum(value::bigint) from jsonb_each_text(records_skipped))), 0)::bigint
+                    as records_skipped,
+                (select count(*) from {schema}.quarantine inner join {schema}.staged_objects as done
+                    on done.raw_object_id = _raw_object_id and done.load_id = _load_id) as quarantine_rows
+            from {schema}.staged_objects
+        """  # noqa: S608
+        with platform.warehouse().engine.connect() as connection:
+            counts = dict(connection.execute(sa.text(query)).mappings().one())
+        accounted = counts["records_loaded"] + counts["records_quarantined"] + counts["records_skipped"]
+        return dg.AssetCheckResult(
+            passed=accounted == counts["records_in"]
+            and counts["quarantine_rows"] == counts["records_quarantined"],
+            metadata=counts,
+        )
+
+    return records_accounted
+
+
+def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=raw_key(provider),
+        name="accounts_healthy",
+        description="No connected account waits for its person or failed at its last sync.",
+    )
+    def accounts_healthy(platform: Platform) -> dg.AssetCheckResult:
+        query = sa.text(
+            "select account_id, status, last_error from ops.provider_accounts where provider = :provider "
+            "and status <> 'disconnected' and (status = 'error' or last_error is not null) order by account_id"
+        )
+        with platform.warehouse().engine.connect() as connection:
+            troubled = connection.execute(query, {"provider": provider.name}).all()
+        return dg.AssetCheckResult(
+            passed=not troubled,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={
+                "accounts_in_trouble": len(troubled),
+                "accounts": dg.MetadataValue.md(
+                    "\n".join(f"- account {row.account_id} ({row.status}): {row.last_error}" for row in troubled[:50])
+                    or "none"
+                ),
+            },
+        )
+
+    return accounts_healthy
+
+
+@dg.asset_check(
+    asset=QUARANTINE,
+    name="quarantined_share",
+    description=f"Less than {MAX_QUARANTINED_SHARE:.0%} of each provider's records are in quarantine.",
+)
+def quarantined_share(platform: Platform) -> dg.AssetCheckResult:
+    with platform.warehouse().engine.connect() as connection:
+        reasons = connection.execute(
+            sa.text(
+                "select source, reason, count(*) as rows from health.metric_quarantine "
+                "group by source, reason order by source, rows desc, reason"
+            )
+        ).all()
+        records = {}
+        for provider in all_providers():
+            query = f"select coalesce(sum(records_in), 0) from {schema_name(provider)}.staged_objects"  # noqa: S608
+            records[provider] = int(connection.execute(sa.text(query)).scalar_one())
+    refused: dict[str, int] = {}
+    for row in reasons:
+        refused[row.source] = refused.get(row.source, 0) + row.rows
+    over = [
+        source
+        for source, rows in refused.items()
+        if rows > MAX_QUARANTINED_SHARE * max(records.get(source, 0), 1)
+    ]
+    return dg.AssetCheckResult(
+        passed=not over,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "quarantined": sum(refused.values()),
+            "over_the_limit": ", ".join(over) or "none",
+            "reasons": dg.MetadataValue.md(
+                "| source | reason | rows |\n|---|---|---|\n"
+                + "\n".join(f"| {row.source} | {row.reason} | {row.rows} |" for row in reasons)
+            ),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=["health", "daily_metrics"],
+    name="objects_applied",
+    description="Every staged object is in the canonical tables; what is not yet waits for the next run.",
+)
+def objects_applied(platform: Platform) -> dg.AssetCheckResult:
+    with platform.warehouse().engine.connect() as connection:
+        waiting = {
+            provider: int(
+                connection.execute(
+                    sa.text(
+                        f"select count(*) from {schema_name(provider)}.staged_objects as staged "  # noqa: S608
+                        "where not exists (select from health._applied_objects as applied "
+                        "where applied.raw_object_id = staged.raw_object_id "
+                        "and applied.load_id >= staged.load_id)"
+                    )
+                ).scalar_one()
+            )
+            for provider in all_providers()
+        }
+    return dg.AssetCheckResult(
+        passed=not any(waiting.values()),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"waiting": sum(waiting.values()), **{name: count for name, count in waiting.items() if count}},
+    )
+
+
+def _all() -> Iterator[dg.AssetChecksDefinition]:
+    for provider in all_providers().values():
+        yield _records_accounted(provider)
+    for provider in FETCHED:
+        yield _accounts_healthy(provider)
+    yield quarantined_share
+    yield objects_applied
+
+
+defs = dg.Definitions(asset_checks=list(_all()))

@@ -1,0 +1,186 @@
+"""The engine's assets: each computes anew the users and days whose inputs changed, and writes what differs."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import sqlalchemy as sa
+
+from health_pipeline.defs.plots import plot_forecasts, plot_recovery
+from health_pipeline.defs.resources import Platform
+from health_pipeline.defs.sources import OWNERS
+from health_pipeline.warehouse import engine_tables
+from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.engine_tables import Scope, array_literal, text_array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DAILY_METRICS = dg.AssetKey(["health", "daily_metrics"])
+WORKOUTS = dg.AssetKey(["health", "workouts"])
+#: The engine's tables follow one queue, so one run at a time.
+POOL = "engine"
+
+Compute = Callable[[Warehouse, Scope], "pd.DataFrame"]
+
+
+def _asset(table: sa.Table, deps: list[dg.AssetKey]) -> Callable[..., dg.AssetsDefinition]:
+    return dg.asset(
+        key=["health", table.name],
+        deps=deps,
+        description=table.comment,
+        group_name="engine",
+        kinds={"python", "pandas", "postgres"},
+        owners=OWNERS,
+        pool=POOL,
+        metadata={
+            "dagster/table_name": f"health.{table.name}",
+            "dagster/column_schema": dg.TableSchema(
+                columns=[
+                    dg.TableColumn(column.name, str(column.type).lower(), description=column.comment)
+                    for column in table.c
+                ]
+            ),
+        },
+    )
+
+
+def _key(table: sa.Table) -> dg.AssetKey:
+    return dg.AssetKey(["health", table.name])
+
+
+def _update(platform: Platform, table: sa.Table, compute: Compute) -> dict[str, int]:
+    """Compute what changed since the table's last run and write it; the counts are for the asset page."""
+    warehouse = platform.warehouse()
+    engine_tables.ensure_engine_tables(warehouse)
+    last_change, scopes = engine_tables.changed_users(warehouse, table)
+    counts = {"users_computed": 0, "rows_computed": 0, "rows_changed": 0}
+    for scope in scopes:
+        frame = compute(warehouse, scope)
+        counts["users_computed"] += len(scope.user_ids)
+        counts["rows_computed"] += len(frame)
+        counts["rows_changed"] += engine_tables.replace_rows(warehouse, table, frame, scope)
+    engine_tables.mark_computed(warehouse, table, last_change)
+    return counts
+
+
+def _daily(warehouse: Warehouse, users: tuple[int, ...], metrics: Iterable[str], since: str) -> "pd.DataFrame":
+    """`daily` of the engine (see `engine.frames`): users' elected values of some metrics, `since` an SQL date."""
+    return engine_tables.read_frame(
+        warehouse,
+        "select user_id, local_date, metric_type, metric_value as value, source from health.daily_metrics "  # noqa: S608
+        f"where user_id = any({array_literal(users)}) and metric_type = any({text_array(metrics)}) "
+        f"and local_date >= {since}",
+    )
+
+
+def _compute_baselines(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import baselines
+
+    daily = _daily(
+        warehouse, scope.user_ids, baselines.METRICS, f"date '{scope.start}' - {baselines.WINDOW_DAYS}"
+    )
+    return baselines.baselines(daily, (scope.start, scope.end))
+
+
+def _compute_training_loads(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import training_load
+
+    users = array_literal(scope.user_ids)
+    previous = engine_tables.read_frame(
+        warehouse,
+        f"select {', '.join(training_load.STATE_COLUMNS)} from health.training_loads "  # noqa: S608
+        f"where user_id = any({users}) and local_date = date '{scope.start}' - 1",
+    )
+    # Who has no row to continue from starts at the beginning.
+    everybody_continues = len(previous) == len(scope.user_ids)
+    since = f"date '{scope.start}' - 1" if everybody_continues else "date '-infinity'"
+    workouts = engine_tables.read_frame(
+        warehouse,
+        f"select {', '.join(training_load.WORKOUT_COLUMNS)} from health.workouts "  # noqa: S608
+        f"where user_id = any({users}) and local_date >= {since}",
+    )
+    daily = _daily(warehouse, scope.user_ids, training_load.WEAR_METRICS, since)
+    return training_load.training_loads(workouts, daily, (scope.start, scope.end), previous)
+
+
+def _compute_recovery(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import recovery
+
+    users = array_literal(scope.user_ids)
+
+    def results(table: sa.Table, columns: Iterable[str], since: str) -> "pd.DataFrame":
+        return engine_tables.read_frame(
+            warehouse,
+            f"select {', '.join(columns)} from health.{table.name} "  # noqa: S608
+            f"where user_id = any({users}) and local_date >= {since}",
+        )
+
+    first = f"date '{scope.start}'"
+    return recovery.recovery_scores(
+        _daily(warehouse, scope.user_ids, recovery.METRICS, first),
+        results(engine_tables.BASELINES, recovery.BASELINE_COLUMNS, first),
+        results(engine_tables.TRAINING_LOADS, recovery.LOAD_COLUMNS, f"{first} - 1"),
+        (scope.start, scope.end),
+    )
+
+
+def _compute_forecasts(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import forecast
+
+    users = array_literal(scope.user_ids)
+    goals = engine_tables.read_frame(
+        warehouse,
+        f"select {', '.join(forecast.GOAL_COLUMNS)} from ops.goals where user_id = any({users})",  # noqa: S608
+    )
+    ranges = engine_tables.read_frame(
+        warehouse, "select metric_type, valid_min as low, valid_max as high from health.metric_types"
+    )
+    metrics = text_array({*forecast.DEFAULT_METRICS, *goals["metric_type"]})
+    daily = engine_tables.read_frame(
+        warehouse,
+        f"""
+        select daily.user_id, daily.local_date, daily.metric_type, daily.metric_value as value, daily.source
+        from unnest({users}) as users (user_id)
+        cross join unnest({metrics}) as metrics (metric_type)
+        cross join lateral (
+            select max(local_date) as last_day from health.daily_metrics
+            where user_id = users.user_id and metric_type = metrics.metric_type
+        ) as ends
+        inner join health.daily_metrics as daily
+            on daily.user_id = users.user_id
+            and daily.metric_type = metrics.metric_type
+            and daily.local_date > ends.last_day - {forecast.WINDOW_DAYS}
+        """,  # noqa: S608
+    )
+    return forecast.forecasts(daily, goals, valid_ranges=ranges)
+
+
+@_asset(engine_tables.BASELINES, deps=[DAILY_METRICS])
+def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    return dg.MaterializeResult(metadata=_update(platform, engine_tables.BASELINES, _compute_baselines))
+
+
+@_asset(engine_tables.TRAINING_LOADS, deps=[DAILY_METRICS, WORKOUTS])
+def training_loads(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    return dg.MaterializeResult(
+        metadata=_update(platform, engine_tables.TRAINING_LOADS, _compute_training_loads)
+    )
+
+
+@_asset(
+    engine_tables.RECOVERY_SCORES,
+    deps=[DAILY_METRICS, _key(engine_tables.BASELINES), _key(engine_tables.TRAINING_LOADS)],
+)
+def recovery_scores(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    counts = _update(platform, engine_tables.RECOVERY_SCORES, _compute_recovery)
+    return dg.MaterializeResult(metadata={**counts, "recovery": plot_recovery(platform.warehouse())})
+
+
+@_asset(engine_tables.FORECASTS, deps=[DAILY_METRICS])
+def forecasts(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    counts = _update(platform, engine_tables.FORECASTS, _compute_forecasts)
+    return dg.MaterializeResult(metadata={**counts, "forecast": plot_forecasts(platform.warehouse())})
+
+
+defs = dg.Definitions(assets=[baselines, training_loads, recovery_scores, forecasts])

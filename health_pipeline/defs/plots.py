@@ -1,0 +1,117 @@
+"""Pictures for the asset pages. People are numbers there, never names."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.engine_tables import read_frame
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: A page shows this many people; more are unreadable.
+_PEOPLE = 6
+_DAYS = 60
+
+
+def plot_recovery(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """Recovery of the last 60 days with its 80 % range, for the people with the newest scores."""
+    scores = read_frame(
+        warehouse,
+        f"""
+        with people as (
+            select user_id, max(local_date) as last_day from health.recovery_scores
+            where method = 'calibrated' group by user_id order by last_day desc, user_id limit {_PEOPLE}
+        )
+        select scores.user_id, scores.local_date, scores.recovery_score, scores.score_low, scores.score_high
+        from health.recovery_scores as scores
+        inner join people using (user_id)
+        where scores.method = 'calibrated' and scores.local_date > people.last_day - {_DAYS}
+        order by scores.user_id, scores.local_date
+        """,  # noqa: S608
+    )
+    if scores.empty:
+        return dg.MetadataValue.md("No recovery scores yet: they need 14 days of data.")
+    people = list(scores.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        axis.fill_between(rows["local_date"], rows["score_low"], rows["score_high"], alpha=0.25, linewidth=0)
+        axis.plot(rows["local_date"], rows["recovery_score"], linewidth=1.5, marker=".", markersize=4)
+        axis.axhline(75, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_ylim(0, 100)
+        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
+    figure.suptitle("Recovery score with 80 % range (75 is an ordinary day)", fontsize=11)
+    return _markdown(figure, "Recovery scores of the last 60 days")
+
+
+def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """Forecasts towards a goal (else of resting heart rate): 30 days past, the line, and the 80 % fan."""
+    forecasts = read_frame(
+        warehouse,
+        f"""
+        select *, (select unit from health.metric_types where metric_types.metric_type = forecasts.metric_type)
+        from health.forecasts
+        where slope_per_day is not null
+        order by target_value is null, metric_type <> 'resting_heart_rate', as_of_date desc, user_id
+        limit {_PEOPLE}
+        """,  # noqa: S608
+    )
+    if forecasts.empty:
+        return dg.MetadataValue.md("No forecast yet: one needs 14 days of data within 30.")
+    import pandas as pd
+
+    figure, axes = _panels(len(forecasts))
+    for axis, (_, row) in zip(axes, forecasts.iterrows(), strict=False):
+        past = read_frame(
+            warehouse,
+            "select local_date, metric_value from health.daily_metrics "  # noqa: S608
+            f"where user_id = {int(row['user_id'])} and metric_type = '{row['metric_type']}' "
+            f"and local_date between date '{row['window_start']:%Y-%m-%d}' "
+            f"and date '{row['window_end']:%Y-%m-%d}' order by local_date",
+        )
+        axis.plot(past["local_date"], past["metric_value"], ".", markersize=4, color="black")
+        ahead = [row["as_of_date"] + pd.Timedelta(days=days) for days in (0, 7, 14, 30)]
+        fan = {
+            part: [row["intercept_value"], *(row[f"{part}_{days}d"] for days in (7, 14, 30))]
+            for part in ("predicted", "low", "high")
+        }
+        axis.fill_between(ahead, fan["low"], fan["high"], alpha=0.25, linewidth=0)
+        axis.plot(ahead, fan["predicted"], linewidth=1.5)
+        start_value = row["intercept_value"] - row["slope_per_day"] * 29
+        axis.plot([row["window_start"], row["as_of_date"]], [start_value, row["intercept_value"]], linewidth=1)
+        if pd.notna(row["target_value"]):
+            axis.axhline(row["target_value"], color="grey", linewidth=0.8, linestyle="--")
+        name = str(row["metric_type"]).replace("_", " ")
+        axis.set_title(f"Person {row['user_id']}: {name} ({row['unit']})", fontsize=9, loc="left")
+    figure.suptitle("Forecast: last 30 days, line, 80 % range; dashed: goal", fontsize=11)
+    return _markdown(figure, "Forecasts for 30 days")
+
+
+def _panels(number: int) -> tuple[Figure, list[Any]]:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    columns = 2 if number > 1 else 1
+    rows = -(-number // columns)
+    figure = Figure(figsize=(9, 2.3 * rows + 0.6), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        locator = AutoDateLocator(maxticks=6)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[number:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _markdown(figure: Figure, words: str) -> dg.MetadataValue[Any]:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=90)
+    return dg.MetadataValue.md(f"![{words}](data:image/png;base64,{base64.b64encode(image.getvalue()).decode()})")

@@ -1,0 +1,198 @@
+"""What comes in: `raw/<provider>` and `staging_<provider>/<entity>` for every registered provider."""
+
+import datetime as dt
+from collections.abc import Iterator
+
+import dagster as dg
+import pyarrow as pa
+
+from health_pipeline.defs.partitions import DAILY, ONE_RUN, window_of
+from health_pipeline.defs.resources import Platform
+from health_pipeline.providers.base import Provider
+from health_pipeline.providers.registry import all_providers
+from health_pipeline.staging.tables import schema_name, sql_type, table_schemas
+
+OWNERS = ["team:data-engineering"]
+
+
+class FetchConfig(dg.Config):
+    """Which users to fetch for, by number; all connected ones where it is empty."""
+
+    user_ids: list[int] = []  # noqa: RUF012 - a pydantic field
+
+
+class StagingConfig(dg.Config):
+    """`replay` parses the days' objects again although they are staged: after a parser was mended."""
+
+    replay: bool = False
+
+
+def raw_key(provider: Provider) -> dg.AssetKey:
+    return dg.AssetKey(["raw", provider.name])
+
+
+def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
+    """`raw/<provider>`: the API's answers for the days of the partition, exactly as they came."""
+
+    @dg.asset(
+        key=raw_key(provider),
+        description=f"Answers of {provider.title} for the day, with the look-back of each entity, as received. "
+        "One failing account does not fail the others: see the check and `health-pipeline status`.",
+        partitions_def=DAILY,
+        backfill_policy=ONE_RUN,
+        pool=f"{provider.name}_fetch",
+        group_name="raw",
+        kinds={"http", "s3"},
+        owners=OWNERS,
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=dt.timedelta(days=3), warn_window=dt.timedelta(days=2)),
+        retry_policy=dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL),
+    )
+    def raw(
+        context: dg.AssetExecutionContext, config: FetchConfig, platform: Platform
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        from health_pipeline.connections.endpoints import ProviderNotConfiguredError
+        from health_pipeline.ingestion.fetch import fetch
+
+        try:
+            report = fetch(
+                platform.warehouse(),
+                platform.store(),
+                platform.vault(),
+                platform.settings,
+                provider,
+                window_of(context),
+                user_ids=config.user_ids or None,
+                on_progress=lambda done, total: context.log.info(
+                    f"{provider.title}: {done} of {total} accounts fetched"
+                ),
+            )
+        except ProviderNotConfiguredError as error:
+            # Waiting does not mend it.
+            raise dg.Failure(str(error), allow_retries=False) from error
+        return dg.MaterializeResult(
+            metadata={
+                "accounts": len(report.accounts),
+                "accounts_failed": len(report.failed),
+                "objects_new": report.new_objects,
+                "objects_known": report.known_objects,
+                "bytes_received": report.bytes_received,
+            }
+        )
+
+    return raw
+
+
+def received_files_asset(providers: list[Provider]) -> dg.AssetsDefinition:
+    """`raw/<kind of file>`: files of the inbox, taken in as they are, and what other doors brought that day."""
+
+    @dg.multi_asset(
+        name="received_files",
+        specs=[
+            dg.AssetSpec(
+                raw_key(provider),
+                description=f"{provider.title} files that were received on the day, as they came.",
+                group_name="raw",
+                kinds={"file", "s3"},
+                owners=OWNERS,
+            )
+            for provider in providers
+        ],
+        partitions_def=DAILY,
+        backfill_policy=ONE_RUN,
+        pool="received_files",
+    )
+    def received_files(
+        context: dg.AssetExecutionContext, platform: Platform
+    ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        from health_pipeline.ingestion.inbox import open_inbox, receive_new_files
+        from health_pipeline.raw.index import count_received
+
+        warehouse, window = platform.warehouse(), window_of(context)
+        report = receive_new_files(warehouse, platform.store(), open_inbox(platform.settings.inbox_location))
+        context.log.info(f"inbox: {report.received} files received, {report.rejected} rejected")
+        counts = count_received(warehouse.engine, window.start, window.end)
+        for provider in providers:
+            objects, size = counts.get(provider.name, (0, 0))
+            yield dg.MaterializeResult(
+                asset_key=raw_key(provider), metadata={"objects": objects, "bytes_received": size}
+            )
+
+    return received_files
+
+
+def staging_asset(provider: Provider) -> dg.AssetsDefinition:
+    """`staging_<provider>/*`: the raw objects of the day as typed rows, appended once."""
+    schema = schema_name(provider.name)
+    descriptions = {entity.name: entity.description for entity in provider.entities}
+    descriptions["quarantine"] = "Records that could not be read: what, where and why."
+
+    @dg.multi_asset(
+        name=schema,
+        specs=[
+            dg.AssetSpec(
+                [schema, table],
+                description=descriptions[table],
+                deps=[raw_key(provider)],
+                group_name="staging",
+                kinds={"dlt", "postgres"},
+                owners=OWNERS,
+                metadata={"dagster/column_schema": _column_schema(columns), "dagster/table_name": f"{schema}.{table}"},
+            )
+            for table, columns in table_schemas(provider).items()
+        ],
+        partitions_def=DAILY,
+        backfill_policy=ONE_RUN,
+        pool=schema,
+    )
+    def staging(
+        context: dg.AssetExecutionContext, config: StagingConfig, platform: Platform
+    ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        from health_pipeline.staging.load import stage
+
+        report = stage(
+            platform.warehouse(),
+            platform.store(),
+            provider,
+            window_of(context),
+            replay=config.replay,
+            on_progress=lambda done, total: context.log.info(f"{schema}: {done} of {total} objects staged"),
+        )
+        for note in sorted(report.notes):
+            context.log.warning(f"{schema}: {note}")
+        for table in table_schemas(provider):
+            yield dg.MaterializeResult(
+                asset_key=[schema, table],
+                metadata={
+                    "dagster/partition_row_count": report.rows[table],
+                    "objects": report.objects,
+                    "records_in": report.records_in,
+                    "records_loaded": report.records_loaded,
+                    "records_quarantined": report.records_quarantined,
+                    "records_skipped": dict(report.records_skipped),
+                },
+            )
+
+    return staging
+
+
+def _column_schema(schema: pa.Schema) -> dg.TableSchema:
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                field.name, sql_type(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable)
+            )
+            for field in schema
+        ]
+    )
+
+
+FETCHED = [provider for provider in all_providers().values() if provider.door == "fetch"]
+UPLOADED = [provider for provider in all_providers().values() if provider.door == "upload"]
+
+defs = dg.Definitions(
+    assets=[
+        *(fetched_asset(provider) for provider in FETCHED),
+        received_files_asset(UPLOADED),
+        *(staging_asset(provider) for provider in all_providers().values()),
+    ]
+)

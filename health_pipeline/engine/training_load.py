@@ -1,0 +1,342 @@
+"""Training load a day, and its short and long exponentially weighted averages.
+
+A session's load is its minutes times a factor for its intensity, in arbitrary units: session RPE (Foster et
+al. 2001) with the factor standing in for the rating on the CR-10 scale. `load_method` names the way a day's
+load was found, so that heart rate methods (Banister, Edwards) can stand beside this one in the same table.
+
+The averages follow L(t) = L(t-1) + (load(t) - L(t-1)) / tau with tau 7 days (acute) and 42 days (chronic), as
+in the impulse-response tradition; that is not the smoothing by 2 / (N + 1) of Williams et al. (2017). Over a
+person's first 14 days with data both are the plain mean so far, so that neither starts from a zero that
+nobody trained.
+
+Rest and missing differ. A day without a session is a rest day, load 0, if the person wore something that day
+(steps, or a metric that needs the heart); without such evidence its load is unknown and both averages stand
+still. `missing_days` says for how long they have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from health_pipeline.engine.frames import (
+    BoolArray,
+    DayRange,
+    FloatArray,
+    IntArray,
+    TextArray,
+    dates,
+    day_numbers,
+    day_range,
+    floats,
+    lexical_order,
+    positions,
+    require_columns,
+    text,
+    tidy_daily,
+    user_ids,
+)
+
+ACUTE_DAYS = 7
+CHRONIC_DAYS = 42
+#: Days with data whose mean both averages start from.
+WARM_UP_DAYS = 14
+#: Arbitrary units a minute; near the CR-10 words "moderate", "hard" and "very hard" to "maximal".
+INTENSITY_FACTORS = {"easy": 3.0, "moderate": 5.0, "hard": 8.0}
+#: What a session of unknown intensity is taken for; its day is flagged `intensity_assumed`.
+ASSUMED_INTENSITY = "moderate"
+#: Two records are one session when they share more than this part of the shorter one.
+SAME_SESSION_OVERLAP = 0.5
+#: Metrics that exist only if something was worn (steps count when above zero).
+WEAR_METRICS = (
+    "heart_rate",
+    "heart_rate_variability",
+    "heart_rate_variability_sdnn",
+    "respiratory_rate",
+    "resting_heart_rate",
+    "spo2",
+    "steps",
+    "stress_score",
+)
+WORKOUT_COLUMNS = ("user_id", "local_date", "started_at", "ended_at", "activity", "intensity", "source")
+STATE_COLUMNS = (
+    "user_id",
+    "local_date",
+    "acute_load",
+    "chronic_load",
+    "days_of_history",
+    "missing_days",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    user_id: IntArray
+    day: IntArray
+    load: FloatArray
+    assumed: BoolArray
+
+
+@dataclass(slots=True)
+class _State:
+    """Both averages of every user after some day. `history` counts days with a load."""
+
+    acute: FloatArray
+    chronic: FloatArray
+    history: IntArray
+    missing: IntArray
+
+    def advance(self, load: FloatArray) -> None:
+        """One day on; NaN is a day without data."""
+        seen = ~np.isnan(load)
+        self.history = self.history + seen
+        self.missing = np.where(seen, 0, self.missing + 1)
+        warm_up = self.history <= WARM_UP_DAYS
+        count = np.maximum(self.history, 1)
+        for average, tau in ((self.acute, ACUTE_DAYS), (self.chronic, CHRONIC_DAYS)):
+            step = (load - average) / np.where(warm_up, count, tau)
+            average += np.where(seen, step, 0.0)
+
+
+def training_loads(
+    workouts: pd.DataFrame, daily: pd.DataFrame, days: DayRange, previous: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Load and averages of every user on each of `days`. Grain: user_id, local_date; sorted so.
+
+    A user's rows begin on the first day with a session or wear evidence, and then no day is left out.
+
+    `previous` holds rows of this function's result for the day before the first of `days`; the users in it
+    continue from there, and what `workouts` and `daily` hold of them before `days` is only used to tell
+    sessions recorded twice. For users not in it, both frames must hold everything from the first day on.
+    Give the workouts of the day before and the day after `days` too, since two records of one session may
+    lie on both sides of midnight.
+
+    Columns: `load` (arbitrary units; null on a day without data), `load_method` (`duration_intensity`,
+    `none` on a rest day, null without data), `intensity_assumed` (some session's intensity was unknown),
+    `workout_count`, `worn`, `acute_load`, `chronic_load`, `stress_balance` (chronic minus acute of the day
+    before; null until the averages stand on 14 days), `days_of_history` (days with a load so far),
+    `missing_days` (days without data in a row, 0 where there is data).
+
+    Sessions without a positive duration count for nothing. Raises `ValueError` where a column is missing, an
+    intensity is not one of `INTENSITY_FACTORS`, or `previous` is not of the day before.
+    """
+    start, end = day_range(days)
+    sessions = _sessions(workouts)
+    worn = _worn(daily)
+    before = _previous(previous, start)
+    users = np.unique(np.concatenate([sessions.user_id, worn[0], before["user_id"].to_numpy(dtype=np.int64)]))
+    known = np.isin(users, before["user_id"].to_numpy(dtype=np.int64))
+
+    first_day = _first_days(users, known, start, end, sessions, worn)
+    axis_start = min(start, int(first_day.min())) if len(users) else start
+    width = end - axis_start + 1
+    grid = _Grid(users, axis_start, width)
+    counts = grid.total(sessions.user_id, sessions.day, None)
+    is_worn = grid.total(*worn, None) > 0
+    load = grid.total(sessions.user_id, sessions.day, sessions.load)
+    load[(counts == 0) & ~is_worn] = np.nan
+    assumed = grid.total(sessions.user_id[sessions.assumed], sessions.day[sessions.assumed], None) > 0
+
+    offset = start - axis_start
+    asked = width - offset
+    shape = (len(users), asked)
+    acute, chronic, balance = np.empty(shape), np.empty(shape), np.full(shape, np.nan)
+    history, missing = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    state = _State(*(np.zeros(len(users), dtype=kind) for kind in (float, float, np.int64, np.int64)))
+    for column in range(width):
+        at = column - offset
+        if at == 0:
+            state.acute[known] = floats(before, "acute_load")
+            state.chronic[known] = floats(before, "chronic_load")
+            state.history[known] = before["days_of_history"].to_numpy(dtype=np.int64)
+            state.missing[known] = before["missing_days"].to_numpy(dtype=np.int64)
+        if at >= 0:
+            settled = state.history >= WARM_UP_DAYS
+            balance[settled, at] = (state.chronic - state.acute)[settled]
+        state.advance(load[:, column])
+        if at >= 0:
+            acute[:, at], chronic[:, at] = state.acute, state.chronic
+            history[:, at], missing[:, at] = state.history, state.missing
+
+    day = np.arange(start, end + 1, dtype=np.int64)
+    begun = day >= first_day[:, None]
+    load, counts = load[:, offset:], counts[:, offset:]
+    assumed, is_worn = assumed[:, offset:], is_worn[:, offset:]
+    return pd.DataFrame(
+        {
+            "user_id": np.broadcast_to(users[:, None], shape)[begun],
+            "local_date": dates(np.broadcast_to(day, shape)[begun]),
+            "load": load[begun],
+            "load_method": text(_methods(load, counts)[begun]),
+            "intensity_assumed": assumed[begun],
+            "workout_count": counts[begun].astype(np.int64),
+            "worn": is_worn[begun],
+            "acute_load": acute[begun],
+            "chronic_load": chronic[begun],
+            "stress_balance": balance[begun],
+            "days_of_history": history[begun],
+            "missing_days": missing[begun],
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Users by days."""
+
+    users: IntArray
+    start: int
+    width: int
+
+    def total(self, user_id: IntArray, day: IntArray, weight: FloatArray | None) -> FloatArray:
+        """Sums (or counts) per user and day, added in the order of the rows; rows off the grid are left."""
+        inside = (day >= self.start) & (day < self.start + self.width)
+        cell = np.searchsorted(self.users, user_id[inside]) * self.width + (day[inside] - self.start)
+        sums = np.bincount(
+            cell, None if weight is None else weight[inside], minlength=len(self.users) * self.width
+        )
+        return sums.astype(np.float64).reshape(len(self.users), self.width)
+
+
+def _first_days(
+    users: IntArray,
+    known: BoolArray,
+    start: int,
+    end: int,
+    sessions: _Sessions,
+    worn: tuple[IntArray, IntArray],
+) -> IntArray:
+    """Each user's first day with data, the first asked day for users with a state; after `end` if none."""
+    first = np.full(len(users), end + 1, dtype=np.int64)
+    for user_id, day in ((sessions.user_id, sessions.day), worn):
+        np.minimum.at(first, np.searchsorted(users, user_id), day)
+    first[known] = start
+    return first
+
+
+def _methods(load: FloatArray, counts: FloatArray) -> TextArray:
+    methods = np.full(load.shape, "none", dtype=object)
+    methods[counts > 0] = "duration_intensity"
+    methods[np.isnan(load)] = None
+    return methods
+
+
+def _worn(daily: pd.DataFrame) -> tuple[IntArray, IntArray]:
+    """Users and days with wear evidence."""
+    rows = tidy_daily(daily, WEAR_METRICS)
+    rows = rows.take((rows.metric != rows.metrics.index("steps")) | (rows.value > 0))
+    return rows.user_id, rows.day
+
+
+def _previous(previous: pd.DataFrame | None, start: int) -> pd.DataFrame:
+    """The states to continue from, sorted by user."""
+    if previous is None:
+        return pd.DataFrame({column: np.empty(0, dtype=np.int64) for column in STATE_COLUMNS})
+    require_columns(previous, "previous", STATE_COLUMNS)
+    off = day_numbers(previous, "previous") != start - 1
+    if off.any():
+        raise ValueError(
+            f"previous has {int(off.sum())} rows of other days than the one before the first asked day "
+            f"({dates(np.array([start - 1]))[0].astype('datetime64[D]')})"
+        )
+    if previous["user_id"].duplicated().any():
+        raise ValueError("previous has several rows of one user")
+    return previous.sort_values("user_id")
+
+
+def _sessions(workouts: pd.DataFrame) -> _Sessions:
+    """Every session once, with its load, sorted by user, day and start."""
+    require_columns(workouts, "workouts", WORKOUT_COLUMNS)
+    start, end = _instants(workouts["started_at"]), _instants(workouts["ended_at"])
+    timed = ~np.isnat(start) & ~np.isnat(end) & (start < end)
+    chosen = workouts.loc[timed]
+    begin, finish = start[timed].astype(np.int64), end[timed].astype(np.int64)
+    user, day = user_ids(chosen, "workouts"), day_numbers(chosen, "workouts")
+    intensity = _intensities(chosen)
+
+    # Longest first; then one that knows its intensity; the rest only makes the choice the same every time.
+    source = pd.Categorical(chosen["source"]).codes.astype(np.int64)
+    activity = pd.Categorical(chosen["activity"]).codes.astype(np.int64)
+    preference = lexical_order(begin - finish, np.isnan(intensity).astype(np.int64), source, activity, begin)
+    rank = np.empty(len(preference), dtype=np.int64)
+    rank[preference] = np.arange(len(preference))
+
+    better, worse = _same_sessions(user, begin, finish, rank)
+    kept = _without_repeats(better, worse, len(chosen))
+    _lend_intensities(intensity, better, worse, kept, rank)
+
+    order = lexical_order(user, day, begin, rank)
+    order = order[kept[order]]
+    factor = np.where(np.isnan(intensity), INTENSITY_FACTORS[ASSUMED_INTENSITY], intensity)
+    minutes = (finish - begin) / 60_000_000
+    return _Sessions(user[order], day[order], (minutes * factor)[order], np.isnan(intensity)[order])
+
+
+def _instants(times: pd.Series) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
+    """UTC instants in microseconds; without a zone they are taken for UTC, as the contract says."""
+    naive = pd.to_datetime(times, utc=True).dt.tz_localize(None)
+    return np.asarray(naive.to_numpy().astype("datetime64[us]"))
+
+
+def _intensities(workouts: pd.DataFrame) -> FloatArray:
+    """Factor of each session, NaN where the intensity is unknown."""
+    words = workouts["intensity"]
+    known = words.notna().to_numpy(dtype=bool)
+    unknown = sorted({str(word) for word in words[known].unique()} - INTENSITY_FACTORS.keys())
+    if unknown:
+        raise ValueError(
+            f"workouts.intensity has {', '.join(map(repr, unknown))}; "
+            f"known are {', '.join(INTENSITY_FACTORS)} and null"
+        )
+    codes = positions(words, list(INTENSITY_FACTORS))
+    factors: FloatArray = np.array([*INTENSITY_FACTORS.values(), np.nan])[codes]
+    return factors
+
+
+def _same_sessions(
+    user: IntArray, begin: IntArray, finish: IntArray, rank: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Pairs of records of one session, the preferred one first.
+
+    A body does one session at a time, so sport and source do not matter, only the time shared.
+    """
+    order = lexical_order(user, begin, rank)
+    firsts, seconds = [], []
+    for step in range(1, len(order)):
+        one, other = order[:-step], order[step:]
+        shared = np.minimum(finish[one], finish[other]) - begin[other]
+        meet = (user[one] == user[other]) & (shared > 0)
+        if not meet.any():  # sorted by start: what does not meet the next does not meet the one after it
+            break
+        shorter = np.minimum(finish[one] - begin[one], finish[other] - begin[other])
+        same = meet & (shared > SAME_SESSION_OVERLAP * shorter)
+        firsts.append(one[same])
+        seconds.append(other[same])
+    a = np.concatenate([np.empty(0, dtype=np.int64), *firsts])
+    b = np.concatenate([np.empty(0, dtype=np.int64), *seconds])
+    swap = rank[a] > rank[b]
+    return np.where(swap, b, a), np.where(swap, a, b)
+
+
+def _without_repeats(better: IntArray, worse: IntArray, n: int) -> BoolArray:
+    """Keep a record unless a *kept* preferred one is the same session: greedy, in whole-array rounds."""
+    kept = np.ones(n, dtype=bool)
+    while True:
+        open_pairs = kept[better] & kept[worse]
+        if not open_pairs.any():
+            return kept
+        beaten = np.zeros(n, dtype=bool)
+        beaten[worse[open_pairs]] = True
+        kept[worse[open_pairs & ~beaten[better]]] = False
+
+
+def _lend_intensities(
+    intensity: FloatArray, better: IntArray, worse: IntArray, kept: BoolArray, rank: IntArray
+) -> None:
+    """Give a kept record that does not know its intensity that of its most preferred repeat which does."""
+    lends = kept[better] & np.isnan(intensity[better]) & ~np.isnan(intensity[worse])
+    borrower, lender = better[lends], worse[lends]
+    last_wins = np.argsort(-rank[lender], kind="stable")
+    intensity[borrower[last_wins]] = intensity[lender[last_wins]]

@@ -1,0 +1,1 @@
+"""The raw store: the exact bytes providers sent, compressed, under keys made of their own hash."""

@@ -1,0 +1,97 @@
+"""Run a Dagster job in this process: the same definitions and the same record of it as in the UI."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from health_pipeline.providers.base import Window
+from health_pipeline.runtime.dagster_home import prepare
+from health_pipeline.settings import Settings, load_settings
+from health_pipeline.warehouse.connection import Warehouse
+
+#: Called with a line to show: a step that started, or what it says of its progress.
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run ended. `failures` names each failed step with its error, `failed_checks` each check."""
+
+    run_id: str
+    success: bool
+    failures: tuple[str, ...] = ()
+    failed_checks: tuple[str, ...] = ()
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def run_job(
+    name: str,
+    window: Window,
+    settings: Settings,
+    warehouse: Warehouse,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    on_progress: Progress | None = None,
+) -> RunOutcome:
+    """Run a job for the day partitions in `window`, as one run."""
+    os.environ.update(prepare(settings, warehouse))
+    load_settings.cache_clear()  # the assets read the environment as it is now
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")  # Dagster's beta notices are ours to read, not the user's
+    import dagster as dg
+
+    from health_pipeline.definitions import defs
+
+    # The console of a command shows progress; everything else is in the UI's event log.
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    failures: list[str] = []
+    failed_checks: list[str] = []
+    run_id = str(uuid.uuid4())
+
+    def watch(entry: dg.EventLogEntry, _cursor: str | None = None) -> None:
+        event = entry.dagster_event
+        if event is None:
+            if on_progress is not None and entry.level <= logging.INFO:
+                on_progress(f"  {entry.user_message}")
+            return
+        if event.is_step_start and on_progress is not None:
+            on_progress(str(event.step_key))
+        elif event.is_step_failure:
+            failures.append(f"{event.step_key}: {_reason(event)}")
+        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+            evaluation = event.asset_check_evaluation_data
+            if not evaluation.passed:
+                failed_checks.append(f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}")
+
+    with dg.DagsterInstance.get() as instance:
+        # One connection for the run instead of three an event.
+        instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=5)
+        instance.add_event_listener(run_id, watch)
+        result = defs.get_job_def(name).execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            raise_on_error=False,
+            run_config={
+                **(run_config or {}),
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            tags={
+                "dagster/asset_partition_range_start": window.start.isoformat(),
+                "dagster/asset_partition_range_end": window.end.isoformat(),
+            },
+        )
+    return RunOutcome(run_id, result.success, tuple(failures), tuple(failed_checks))
+
+
+def _reason(event: Any) -> str:
+    """The innermost error's message: the outer ones say which step, which we say already."""
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip().splitlines()[0] if error is not None else "failed"

@@ -1,0 +1,70 @@
+"""Settings, read from the environment. Nothing here opens a connection or a file."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where things are. Every field is an environment variable with the prefix `HEALTH_PIPELINE_`.
+
+    An empty environment gives the embedded default: a Postgres server and a raw folder below `home`, and the
+    provider sandbox in place of the providers that have no client id.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HEALTH_PIPELINE_", extra="ignore")
+
+    home: Path = Field(
+        default=Path(".health"), description="Folder of the embedded default: database, raw objects, keys."
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Warehouse, e.g. postgresql://user:secret@host/health. Unset: embedded Postgres.",
+    )
+    dagster_database_url: SecretStr | None = Field(
+        default=None,
+        description="Dagster's own storage. Unset: the database `dagster` on the warehouse's server.",
+    )
+    raw_url: str | None = Field(
+        default=None, description="Raw store: s3://bucket/prefix or a folder. Unset: <home>/raw."
+    )
+    inbox_url: str | None = Field(
+        default=None, description="Watched folder or s3://bucket/prefix. Unset: <home>/inbox."
+    )
+    vault_key: SecretStr | None = Field(
+        default=None, description="Key(s) of the token vault, newest first, comma separated. Unset: a key file."
+    )
+    sandbox_url: str | None = Field(
+        default=None, description="Base URL of the provider sandbox that stands in for unconfigured providers."
+    )
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def raw_location(self) -> str:
+        return self.raw_url or str(self.home_path / "raw")
+
+    @property
+    def inbox_location(self) -> str:
+        return self.inbox_url or str(self.home_path / "inbox")
+
+    def client_credentials(self, provider: str) -> tuple[str, SecretStr] | None:
+        """The OAuth client of a provider: `HEALTH_PIPELINE_<PROVIDER>_CLIENT_ID` and `…_CLIENT_SECRET`."""
+        prefix = f"HEALTH_PIPELINE_{provider.upper()}"
+        client_id = os.environ.get(f"{prefix}_CLIENT_ID")
+        if not client_id:
+            return None
+        return client_id, SecretStr(os.environ.get(f"{prefix}_CLIENT_SECRET", ""))
+
+
+@cache
+def load_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

@@ -1,0 +1,333 @@
+"""Tables of the engine in schema `health`: what they hold, and how results get in by what changed.
+
+dbt owns the other tables of the schema. These live in the same schema, so dropping it drops everything that
+is derived.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from health_pipeline.warehouse.connection import Warehouse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "health"
+metadata = sa.MetaData(schema=SCHEMA)
+
+
+def _column(name: str, kind: Any, comment: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=key, nullable=null, comment=comment, autoincrement=False)
+
+
+def _number(name: str, comment: str, *, null: bool = True) -> sa.Column[Any]:
+    return _column(name, sa.Double, comment, null=null)
+
+
+_USER = "Whose it is (ops.users)."
+
+BASELINES = sa.Table(
+    "baselines",
+    metadata,
+    _column("user_id", sa.Integer, _USER, key=True),
+    _column("local_date", sa.Date, "The day the baseline is for; its window ends the day before.", key=True),
+    _column("metric_type", sa.Text, "Metric of the catalogue.", key=True),
+    _column("source", sa.Text, "Source the baseline is of; sources are not mixed.", key=True),
+    _number("baseline_center", "Median of the window, in the transformed unit.", null=False),
+    _number("baseline_scale", "Spread (1.4826 x MAD, not below the metric's floor), transformed.", null=False),
+    _number("center_value", "The centre in the metric's own unit.", null=False),
+    _column("n_days", sa.Integer, "Days with a value in the 60-day window; at least 14."),
+    _column("first_day", sa.Date, "First of them."),
+    _column("last_day", sa.Date, "Last of them."),
+    _column("staleness_days", sa.Integer, "Days from last_day to local_date."),
+    _column("transform", sa.Text, "identity, or ln for heart rate variability."),
+    _number("recent_mean", "Mean of the 7 days that end on local_date, transformed; null under 3 days."),
+    _column("recent_n_days", sa.Integer, "Days with a value among those 7."),
+    comment="What is usual for a person. Grain: user, local day, metric, source.",
+)
+
+TRAINING_LOADS = sa.Table(
+    "training_loads",
+    metadata,
+    _column("user_id", sa.Integer, _USER, key=True),
+    _column("local_date", sa.Date, "Local day.", key=True),
+    _number("load", "Training load of the day, arbitrary units; null on a day without data."),
+    _column("load_method", sa.Text, "duration_intensity, none on a rest day, null without data.", null=True),
+    _column("intensity_assumed", sa.Boolean, "True where a session's intensity was not known."),
+    _column("workout_count", sa.Integer, "Sessions of the day; one recorded by two sources counts once."),
+    _column("worn", sa.Boolean, "True where steps or heart rate show that a device was worn."),
+    _number("acute_load", "Fatigue: exponential mean of load, 7 days."),
+    _number("chronic_load", "Fitness: exponential mean of load, 42 days."),
+    _number("stress_balance", "Chronic minus acute load of the day before."),
+    _column("days_of_history", sa.Integer, "Days with a load so far."),
+    _column("missing_days", sa.Integer, "Days without data in a row up to this one."),
+    comment="Training load and its running means. Grain: user, local day.",
+)
+
+RECOVERY_SCORES = sa.Table(
+    "recovery_scores",
+    metadata,
+    _column("user_id", sa.Integer, _USER, key=True),
+    _column("local_date", sa.Date, "Local day.", key=True),
+    _column("method", sa.Text, "calibrated (default) or seed.", key=True),
+    _number("recovery_score", "0 to 100; an ordinary day is 75 by the calibrated method.", null=False),
+    _number("score_low", "Lower end of the 80 % range.", null=False),
+    _number("score_high", "Upper end of the 80 % range.", null=False),
+    _number("stress_component", "0 to 100; null where there is no data for it."),
+    _number("sleep_component", "0 to 100; null where there is no data for it."),
+    _number("heart_rate_component", "0 to 100; null where there is no data for it."),
+    _number("load_component", "0 to 100; null where there is no data for it."),
+    _number("weight_stress", "Weight as used; those of the present components sum to 1.", null=False),
+    _number("weight_sleep", "Weight as used.", null=False),
+    _number("weight_heart_rate", "Weight as used.", null=False),
+    _number("weight_load", "Weight as used.", null=False),
+    _number("present_weight", "Weight of the present components before that; at least 0.55.", null=False),
+    _column("baseline_days", sa.Integer, "Days in the shortest baseline behind the score."),
+    _column("explanation", sa.Text, "Why, in a sentence."),
+    comment="Recovery from 0.25 stress, 0.30 sleep, 0.20 heart rate, 0.25 load. Grain: user, local day, method.",
+)
+
+FORECASTS = sa.Table(
+    "forecasts",
+    metadata,
+    _column("user_id", sa.Integer, _USER, key=True),
+    _column("metric_type", sa.Text, "Metric of the catalogue.", key=True),
+    _column("as_of_date", sa.Date, "The last local day with a value: where the forecast starts."),
+    _column("source", sa.Text, "Source whose days the line is fitted to.", null=True),
+    _column("n_days", sa.Integer, "Days with a value in the window."),
+    _column("window_start", sa.Date, "First day of the 30-day window."),
+    _column("window_end", sa.Date, "Last day of the window."),
+    _number("slope_per_day", "Slope of the line, metric unit a day; null under 14 days."),
+    _number("slope_low", "Lower end of the slope's 95 % interval, allowing for autocorrelation."),
+    _number("slope_high", "Upper end of it."),
+    _number("intercept_value", "The line's value on as_of_date."),
+    _number("r_squared", "Describes the fit; no evidence of a trend."),
+    _number("residual_sd", "Standard deviation of the residuals."),
+    _number("autocorrelation", "Lag-1 autocorrelation of the residuals."),
+    *(
+        _number(f"{part}_{days}d", f"{words} {days} days ahead, metric unit.")
+        for days in (7, 14, 30)
+        for part, words in (
+            ("predicted", "Expected value"),
+            ("low", "Lower end of the 80 % range"),
+            ("high", "Upper end of the 80 % range"),
+        )
+    ),
+    _number("target_value", "The user's goal, if there is one (ops.goals)."),
+    _column("target_date", sa.Date, "By when.", null=True),
+    _column("projected_date", sa.Date, "When the line meets the goal; null if it cannot be said.", null=True),
+    _column("projected_reason", sa.Text, "on_course, or why there is no date.", null=True),
+    _column("sentence", sa.Text, "The forecast in words."),
+    comment="Where a metric is heading, from a line through the last 30 days. Grain: user, metric.",
+)
+
+#: How far each engine table has read the queue of changed days.
+WATERMARKS = sa.Table(
+    "_engine_watermarks",
+    metadata,
+    sa.Column("table_name", sa.Text, primary_key=True),
+    sa.Column("change_id", sa.BigInteger, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The work of one engine table: these users, from `start` to each user's last day of data.
+
+    Users are grouped by how far back they changed, so that one late file does not recompute everybody.
+    """
+
+    user_ids: tuple[int, ...]
+    start: dt.date
+    end: dt.date
+    #: Each user's last day of data, in the order of `user_ids`: nothing is computed beyond it.
+    last_days: tuple[dt.date, ...]
+
+
+def ensure_engine_tables(warehouse: Warehouse) -> None:
+    """Create the engine's tables where they are missing, with row-level security."""
+    with warehouse.engine.begin() as connection:
+        connection.execute(sa.schema.CreateSchema(SCHEMA, if_not_exists=True))
+        metadata.create_all(connection, checkfirst=True)
+        for table in (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS):
+            connection.execute(sa.text("select ops.secure_table(:name)"), {"name": f"{SCHEMA}.{table.name}"})
+
+
+#: A goal that was set, moved or dropped since the forecast was made changes that forecast.
+_CHANGED_GOALS = """
+    union all
+    select user_id, forecasts.as_of_date from ops.goals full join health.forecasts using (user_id, metric_type)
+    where forecasts.user_id is not null
+        and (goals.target_value, goals.target_date) is distinct from
+            (forecasts.target_value, forecasts.target_date)
+    union all
+    select daily.user_id, max(daily.local_date) from ops.goals
+    inner join health.daily_metrics as daily using (user_id, metric_type)
+    where not exists (
+        select from health.forecasts
+        where forecasts.user_id = goals.user_id and forecasts.metric_type = goals.metric_type
+    )
+    group by daily.user_id, daily.metric_type
+"""
+
+
+def changed_users(warehouse: Warehouse, table: sa.Table) -> tuple[int, list[Scope]]:
+    """What a table has to compute anew: the queue's last change, and the users by how far back they changed.
+
+    A user's days start at the first that changed, or after the last the table has, whichever is earlier, and
+    end at the last day of which there is any data.
+    """
+    query = sa.text(
+        f"""
+        with changed as (
+            select user_id, min(local_date) as first_day
+            from (
+                select user_id, local_date from health._changed_daily
+                where change_id > coalesce(
+                    (select change_id from health._engine_watermarks where table_name = :table), 0)
+                {_CHANGED_GOALS if table is FORECASTS else ""}
+            ) as changes
+            group by user_id
+        ),
+        last_days as (
+            select user_id, max(local_date) as last_day
+            from (
+                select user_id, max(local_date) as local_date from health.daily_metrics
+                where user_id in (select user_id from changed) group by user_id
+                union all
+                select user_id, max(local_date) from health.workouts
+                where user_id in (select user_id from changed) group by user_id
+            ) as days
+            group by user_id
+        ),
+        computed as (
+            select user_id, max({_day_column(table)}) as last_day
+            from health.{table.name}
+            where user_id in (select user_id from changed) group by user_id
+        )
+        select
+            changed.user_id,
+            least(changed.first_day, computed.last_day + 1) as first_day,
+            coalesce(last_days.last_day, changed.first_day) as last_day
+        from changed
+        left join last_days using (user_id)
+        left join computed using (user_id)
+        order by changed.user_id
+        """  # noqa: S608
+    )
+    with warehouse.engine.connect() as connection:
+        newest = connection.execute(sa.text("select coalesce(max(change_id), 0) from health._changed_daily"))
+        last_change: int = newest.scalar_one()
+        rows = connection.execute(query, {"table": table.name}).all()
+    return last_change, _group(rows)
+
+
+def _day_column(table: sa.Table) -> str:
+    return "local_date" if "local_date" in table.c else "as_of_date"
+
+
+def _group(rows: Sequence[Any]) -> list[Scope]:
+    """Scopes of users whose first days lie within the same power of two of days before the newest."""
+    if not rows:
+        return []
+    newest = max(row.last_day for row in rows)
+    groups: dict[int, list[Any]] = {}
+    for row in rows:
+        groups.setdefault((newest - min(row.first_day, newest)).days.bit_length(), []).append(row)
+    return [
+        Scope(
+            tuple(row.user_id for row in members),
+            min(row.first_day for row in members),
+            max(max(row.last_day, row.first_day) for row in members),
+            tuple(row.last_day for row in members),
+        )
+        for _, members in sorted(groups.items())
+    ]
+
+
+def mark_computed(warehouse: Warehouse, table: sa.Table, last_change: int) -> None:
+    """The table has taken the queue up to this change; what every table has taken leaves the queue."""
+    with warehouse.engine.begin() as connection:
+        connection.execute(
+            sa.dialects.postgresql.insert(WATERMARKS)
+            .values(table_name=table.name, change_id=last_change)
+            .on_conflict_do_update(index_elements=["table_name"], set_={"change_id": last_change})
+        )
+        connection.execute(
+            sa.text(
+                "delete from health._changed_daily where change_id <= "
+                "(select min(change_id) from health._engine_watermarks having count(*) = 4)"
+            )
+        )
+
+
+def read_frame(warehouse: Warehouse, query: str) -> pd.DataFrame:
+    """A query's result as a frame, through Arrow; dates become midnights (datetime64)."""
+    from adbc_driver_postgresql import dbapi
+
+    with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        table: pa.Table = cursor.fetch_arrow_table()
+    return table.to_pandas(date_as_object=False)
+
+
+def array_literal(ids: Iterable[int]) -> str:
+    """`'{1,2}'::integer[]`: ids inline, since they are numbers and ADBC binds no arrays."""
+    return "'{" + ",".join(str(int(each)) for each in ids) + "}'::integer[]"
+
+
+def text_array(names: Iterable[str]) -> str:
+    """A text array inline, sorted; for names of our own, such as metrics."""
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(names))
+    return f"array[{quoted}]::text[]"
+
+
+def replace_rows(warehouse: Warehouse, table: sa.Table, frame: pd.DataFrame, scope: Scope) -> int:
+    """Make the table's rows of the scope equal to `frame`; touches only rows that differ. Returns how many.
+
+    In scope are the scope's users from its first day to each one's last day of data; what `frame` has beyond
+    a user's last day is left out.
+    """
+    from adbc_driver_postgresql import dbapi
+    from pandas import Series
+
+    last_days = Series(scope.last_days, index=scope.user_ids, dtype="datetime64[us]")
+    frame = frame[frame[_day_column(table)] <= frame["user_id"].map(last_days)]
+
+    columns = [column.name for column in table.c]
+    keys = [column.name for column in table.primary_key]
+    rest = [name for name in columns if name not in keys]
+    day = _day_column(table)
+    result = pa.Table.from_pandas(frame[columns], preserve_index=False)
+    for position, column in enumerate(table.c):
+        if isinstance(column.type, sa.Date):
+            result = result.set_column(position, column.name, result[column.name].cast(pa.date32()))
+    users = array_literal(scope.user_ids)
+    # A table of one row a user and metric is made anew as a whole; the others from the first day on.
+    since = f"and target.{day} >= date '{scope.start}'" if day in keys else ""
+    same_key = " and ".join(f"batch.{key} = target.{key}" for key in keys)
+    with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
+        cursor.adbc_ingest("engine_batch", result, mode="create", temporary=True)
+        cursor.execute(
+            f"delete from health.{table.name} as target where target.user_id = any({users}) {since} "  # noqa: S608
+            f"and not exists (select from engine_batch as batch where {same_key})"
+        )
+        changed = max(cursor.rowcount, 0)
+        cursor.execute(
+            f"insert into health.{table.name} as target ({', '.join(columns)}) "  # noqa: S608
+            f"select {', '.join(columns)} from engine_batch order by {', '.join(keys)} "
+            f"on conflict ({', '.join(keys)}) do update set "
+            f"{', '.join(f'{name} = excluded.{name}' for name in rest)} "
+            f"where ({', '.join(f'target.{name}' for name in rest)}) is distinct from "
+            f"({', '.join(f'excluded.{name}' for name in rest)})"
+        )
+        changed += max(cursor.rowcount, 0)
+        connection.commit()
+    return changed

@@ -1,0 +1,181 @@
+"""Operational tables (`ops.*`): who the users are, what they connected, which raw objects exist.
+
+Derived data is not here: staging tables belong to dlt, `health.*` to dbt.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.dialects import postgresql as pg
+
+SCHEMA = "ops"
+
+
+class Base(orm.DeclarativeBase):
+    metadata = sa.MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        },
+    )
+    type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy from the class
+        dt.datetime: sa.DateTime(timezone=True),
+        dict[str, Any]: pg.JSONB,
+        str: sa.Text,
+        uuid.UUID: pg.UUID(as_uuid=True),
+    }
+
+
+def _now() -> orm.Mapped[dt.datetime]:
+    return orm.mapped_column(server_default=sa.func.now())
+
+
+class User(Base):
+    """One row a person. `handle` is the name used on the command line, made on first use.
+
+    `time_zone` is the IANA zone of home; null while nobody has said it, never taken for UTC.
+    """
+
+    __tablename__ = "users"
+
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.Integer, sa.Identity(always=True), primary_key=True)
+    handle: orm.Mapped[str] = orm.mapped_column(unique=True)
+    time_zone: orm.Mapped[str | None]
+    created_at: orm.Mapped[dt.datetime] = _now()
+
+
+class Subject(Base):
+    """The random id that stands for a user in the raw store. Destroying the row unlinks the objects."""
+
+    __tablename__ = "subjects"
+
+    subject_id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"), unique=True)
+
+
+class ProviderAccount(Base):
+    """One row a user and provider: the connection and how its last sync went."""
+
+    __tablename__ = "provider_accounts"
+    __table_args__ = (
+        sa.UniqueConstraint("user_id", "provider"),
+        sa.CheckConstraint("status in ('active', 'pending', 'error', 'disconnected')", name="status"),
+    )
+
+    account_id: orm.Mapped[int] = orm.mapped_column(sa.Integer, sa.Identity(always=True), primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    provider: orm.Mapped[str]
+    provider_user_id: orm.Mapped[str | None]
+    status: orm.Mapped[str] = orm.mapped_column(server_default="pending")
+    last_sync_at: orm.Mapped[dt.datetime | None]
+    last_error: orm.Mapped[str | None]
+    details: orm.Mapped[dict[str, Any]] = orm.mapped_column("metadata", server_default=sa.text("'{}'::jsonb"))
+    created_at: orm.Mapped[dt.datetime] = _now()
+
+
+class ConnectorToken(Base):
+    """The token pair of an account, encrypted by the vault. `key_id` names the key that can read it."""
+
+    __tablename__ = "connector_tokens"
+
+    account_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(ProviderAccount.account_id, ondelete="CASCADE"), primary_key=True
+    )
+    key_id: orm.Mapped[str]
+    access_token: orm.Mapped[bytes]
+    refresh_token: orm.Mapped[bytes | None]
+    expires_at: orm.Mapped[dt.datetime | None]
+    scopes: orm.Mapped[list[str]] = orm.mapped_column(pg.ARRAY(sa.Text), server_default="{}")
+    updated_at: orm.Mapped[dt.datetime] = _now()
+
+
+class ConsentEntry(Base):
+    """Append-only ledger of what a user agreed to and withdrew."""
+
+    __tablename__ = "connector_consent_ledger"
+
+    entry_id: orm.Mapped[int] = orm.mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    provider: orm.Mapped[str]
+    event: orm.Mapped[str] = orm.mapped_column()
+    scopes: orm.Mapped[list[str]] = orm.mapped_column(pg.ARRAY(sa.Text), server_default="{}")
+    text_version: orm.Mapped[str]
+    expires_at: orm.Mapped[dt.datetime | None]
+    recorded_at: orm.Mapped[dt.datetime] = _now()
+
+    __table_args__ = (sa.CheckConstraint("event in ('granted', 'withdrawn')", name="event"),)
+
+
+class RawObject(Base):
+    """One row an effective receipt of bytes: which object, whose, when it came, by which door.
+
+    `partition_start` to `partition_end` are the day partitions the object belongs to: the days asked for
+    (fetch) or the day of receipt (upload, webhook), UTC. `data_start_date` to `data_end_date` are the local
+    days of the records inside, known once the object was parsed. The same bytes are registered again only
+    when something newer came between (a provider went back to an earlier version), see `raw.index`.
+    """
+
+    __tablename__ = "raw_objects"
+    __table_args__ = (
+        sa.CheckConstraint("door in ('fetch', 'upload', 'webhook')", name="door"),
+        sa.CheckConstraint("partition_start <= partition_end", name="partitions"),
+        sa.Index(None, "subject_id", "provider", "entity", "sha256"),
+        sa.Index(None, "provider", "partition_start", "partition_end"),
+    )
+
+    raw_object_id: orm.Mapped[int] = orm.mapped_column(
+        sa.BigInteger, sa.Identity(always=True), primary_key=True
+    )
+    provider: orm.Mapped[str]
+    entity: orm.Mapped[str]
+    subject_id: orm.Mapped[uuid.UUID] = orm.mapped_column(sa.ForeignKey(Subject.subject_id))
+    door: orm.Mapped[str]
+    received_at: orm.Mapped[dt.datetime]
+    partition_start: orm.Mapped[dt.date]
+    partition_end: orm.Mapped[dt.date]
+    data_start_date: orm.Mapped[dt.date | None]
+    data_end_date: orm.Mapped[dt.date | None]
+    sha256: orm.Mapped[str]
+    size_bytes: orm.Mapped[int] = orm.mapped_column(sa.BigInteger)
+    stored_bytes: orm.Mapped[int] = orm.mapped_column(sa.BigInteger)
+    object_key: orm.Mapped[str]
+    content_type: orm.Mapped[str]
+    time_zone: orm.Mapped[str | None]
+    context: orm.Mapped[dict[str, Any]] = orm.mapped_column(server_default=sa.text("'{}'::jsonb"))
+
+
+class InboxFile(Base):
+    """One row a file seen in the watched folder: taken into raw, or refused with the reason."""
+
+    __tablename__ = "inbox_files"
+    __table_args__ = (sa.CheckConstraint("state in ('received', 'rejected')", name="state"),)
+
+    location: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    fingerprint: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    state: orm.Mapped[str]
+    message: orm.Mapped[str | None]
+    raw_object_id: orm.Mapped[int | None] = orm.mapped_column(sa.BigInteger)
+    seen_at: orm.Mapped[dt.datetime] = _now()
+
+
+class Goal(Base):
+    """What a user wants a metric to reach. One goal a user and metric."""
+
+    __tablename__ = "goals"
+
+    user_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(User.user_id, ondelete="CASCADE"), primary_key=True
+    )
+    metric_type: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    target_value: orm.Mapped[float]
+    target_date: orm.Mapped[dt.date | None]
+    created_at: orm.Mapped[dt.datetime] = _now()
