@@ -11,7 +11,12 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtC
 
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
-from health_pipeline.warehouse.dbt_project import PROJECT_DIR, dbt_executable, ensure_manifest
+from health_pipeline.warehouse.dbt_project import (
+    PROJECT_DIR,
+    dbt_executable,
+    ensure_manifest,
+    keep_partial_parse,
+)
 
 #: One run at a time changes the canonical tables, whatever started it.
 POOL = "dbt"
@@ -53,6 +58,7 @@ def canonical_assets(context: dg.AssetExecutionContext, dbt: DbtCliResource, pla
     # dbt writes its artefacts per invocation; years of them would fill the disk.
     with tempfile.TemporaryDirectory(prefix="health-pipeline-dbt-") as target:
         yield from dbt.cli(arguments, context=context, target_path=Path(target)).stream()
+        keep_partial_parse(Path(target))
 
 
 defs = dg.Definitions(

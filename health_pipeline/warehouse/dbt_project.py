@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,15 @@ def ensure_manifest() -> Path:
         if parsed.returncode != 0:
             raise RuntimeError(f"the dbt project does not parse:\n{parsed.stdout}{parsed.stderr}")
     return MANIFEST
+
+
+def keep_partial_parse(target: Path) -> None:
+    """Keep what an invocation parsed for the next one; dbt parses anew whenever the connection changed."""
+    parsed, kept = target / "partial_parse.msgpack", MANIFEST.with_name("partial_parse.msgpack")
+    if parsed.exists() and (not kept.exists() or parsed.stat().st_mtime > kept.stat().st_mtime):
+        draft = kept.with_name(f"{kept.name}.{os.getpid()}")
+        shutil.copyfile(parsed, draft)
+        draft.replace(kept)
 
 
 def _is_current() -> bool:

@@ -4,7 +4,7 @@
     unique_key=['user_id', 'recorded_at', 'source', 'reading_type', 'source_device']
 ) }}
 
-with readings as (
+with readings as not materialized (
     select
         *,
         false as is_deleted

@@ -10,7 +10,7 @@
 ) }}
 
 -- depends_on: {{ ref('int_documents_pending') }}
-with metrics as (
+with metrics as not materialized (
     select * from {{ ref('int_metrics_validated') }}
     where quarantine_reason is null
 ),

@@ -14,7 +14,7 @@
     'rem_sleep_seconds', 'awake_seconds', 'latency_seconds', 'efficiency_percent', 'average_hrv_ms',
     'lowest_heart_rate_bpm', 'average_heart_rate_bpm', 'average_breath_per_minute', 'stages_5_min',
 ] %}
-with sessions as (
+with sessions as not materialized (
     select * from {{ ref('int_sleep_sessions_unioned') }}
 ),
 

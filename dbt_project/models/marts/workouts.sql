@@ -14,7 +14,7 @@
     'started_at', 'ended_at', 'utc_offset_minutes', 'local_date', 'activity', 'intensity', 'duration_seconds',
     'calories_kcal', 'distance_m', 'average_heart_rate_bpm',
 ] %}
-with workouts as (
+with workouts as not materialized (
     select * from {{ ref('int_workouts_unioned') }}
 ),
 

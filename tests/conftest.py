@@ -1,0 +1,89 @@
+"""Real parts for tests: one Postgres server a session, a database of its own for every test that asks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from health_pipeline.raw.store import RawStore, open_store
+from health_pipeline.settings import Settings, load_settings
+from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.embedded import EmbeddedPostgres, ServerAddress
+from health_pipeline.warehouse.migrate import migrate
+
+# No test may see what a developer's machine is set up for.
+for _name in [name for name in os.environ if name.startswith(("HEALTH_PIPELINE_", "DAGSTER_", "AWS_"))]:
+    if _name != "HEALTH_PIPELINE_SHARED":
+        del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerAddress]:
+    """The server of the session, started as users start it."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres-home"))
+    yield server.acquire()
+    server.release()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: ServerAddress) -> str:
+    """A database at the newest revision; copying it is faster than migrating each test's own."""
+    name = "template_health"
+    _admin(postgres, f'create database "{name}"')
+    engine = sa.create_engine(postgres.url(name), poolclass=sa.NullPool)
+    migrate(engine)
+    engine.dispose()
+    return name
+
+
+@pytest.fixture
+def warehouse(
+    postgres: ServerAddress, migrated_template: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Warehouse]:
+    """A migrated, empty warehouse, which is also the one that `open_warehouse()` gives."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    dagster = f"{name}_dagster"
+    _admin(postgres, f'create database "{name}" template "{migrated_template}"', f'create database "{dagster}"')
+    found = Warehouse(sa.make_url(postgres.url(name)), sa.make_url(postgres.url(dagster)))
+    monkeypatch.setattr("health_pipeline.warehouse.connection._opened", found)
+    yield found
+    found.engine.dispose()
+    _admin(postgres, f'drop database "{name}" with (force)', f'drop database "{dagster}" with (force)')
+
+
+@pytest.fixture
+def settings(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings of a home of its own, in the environment as well, for child processes and assets."""
+    monkeypatch.setenv("HEALTH_PIPELINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HEALTH_PIPELINE_DATABASE_URL", warehouse.libpq_url())
+    monkeypatch.setenv(
+        "HEALTH_PIPELINE_DAGSTER_DATABASE_URL",
+        warehouse.dagster_url.set(drivername="postgresql").render_as_string(hide_password=False),
+    )
+    before = dict(os.environ)
+    load_settings.cache_clear()
+    yield load_settings()
+    # `run_job` puts what Dagster and dbt need into the environment of its process.
+    os.environ.clear()
+    os.environ.update(before)
+    load_settings.cache_clear()
+
+
+@pytest.fixture
+def store(settings: Settings) -> RawStore:
+    return open_store(settings.raw_location)
+
+
+def _admin(server: ServerAddress, *statements: str) -> None:
+    engine = sa.create_engine(server.url("postgres"), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
