@@ -107,7 +107,9 @@ def _show_demo(report: Any) -> None:
 @click.option("--user", "handle", required=True, help="Whose data it is; made on first use.")
 @click.option("--timezone", "time_zone", help="Zone of local times, like Europe/Berlin; kept for a new user.")
 @click.option("--kind", help="Kind of file, if it is not to be found by content.")
-@click.option("--date-order", type=click.Choice(["dmy", "mdy"]), help="Order of the file's dates, if it is unclear.")
+@click.option(
+    "--date-order", type=click.Choice(["dmy", "mdy"]), help="Order of the file's dates, if it is unclear."
+)
 def upload(file: Path, handle: str, time_zone: str | None, kind: str | None, date_order: str | None) -> None:
     """Load a file into the warehouse: keep its bytes, then stage, check, and compute what it changes."""
     from health_pipeline.runtime.files import upload_file
@@ -147,7 +149,9 @@ def _window(day: dt.datetime, last: dt.datetime | None) -> Window:
 
 @main.command()
 @click.argument("statement", metavar="SQL")
-@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option(
+    "--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
 @click.option("--as-user", help="See only what this user may see.")
 def query(statement: str, style: str, as_user: str | None) -> None:
     """Run one read-only SQL statement on the warehouse."""
@@ -185,7 +189,9 @@ def status() -> None:
     _, warehouse = _open()
     found = read_status(warehouse)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    accounts = Table("user", "provider", "status", "last sync (UTC)", "trouble", title="Accounts", title_justify="left")
+    accounts = Table(
+        "user", "provider", "status", "last sync (UTC)", "trouble", title="Accounts", title_justify="left"
+    )
     for account in found.accounts:
         synced = f"{account.last_sync_at:%Y-%m-%d %H:%M}" if account.last_sync_at else "never"
         accounts.add_row(account.handle, account.provider, account.status, synced, account.last_error or "")
@@ -251,6 +257,19 @@ def dbt(arguments: tuple[str, ...]) -> None:
         check=False,
     )
     raise SystemExit(done.returncode)
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def destroy(yes: bool) -> None:
+    """Stop the embedded database and delete it, with all that is in it. Raw objects stay."""
+    from health_pipeline.settings import load_settings
+    from health_pipeline.warehouse.embedded import EmbeddedPostgres
+
+    settings = load_settings()
+    if not yes:
+        click.confirm(f"Delete the embedded database of {settings.home}?", abort=True)
+    EmbeddedPostgres(settings.home_path).destroy()
 
 
 class _status_line:  # noqa: N801 - used like a function

@@ -37,10 +37,12 @@ class Settings(BaseSettings):
         default=None, description="Watched folder or s3://bucket/prefix. Unset: <home>/inbox."
     )
     vault_key: SecretStr | None = Field(
-        default=None, description="Key(s) of the token vault, newest first, comma separated. Unset: a key file."
+        default=None,
+        description="Key(s) of the token vault, newest first, comma separated. Unset: a key file.",
     )
     sandbox_url: str | None = Field(
-        default=None, description="Base URL of the provider sandbox that stands in for unconfigured providers."
+        default=None,
+        description="Base URL of the provider sandbox that stands in for unconfigured providers.",
     )
 
     @property

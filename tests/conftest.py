@@ -51,7 +51,9 @@ def warehouse(
     """A migrated, empty warehouse, which is also the one that `open_warehouse()` gives."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     dagster = f"{name}_dagster"
-    _admin(postgres, f'create database "{name}" template "{migrated_template}"', f'create database "{dagster}"')
+    _admin(
+        postgres, f'create database "{name}" template "{migrated_template}"', f'create database "{dagster}"'
+    )
     found = Warehouse(sa.make_url(postgres.url(name)), sa.make_url(postgres.url(dagster)))
     monkeypatch.setattr("health_pipeline.warehouse.connection._opened", found)
     yield found

@@ -69,7 +69,10 @@ def save_connection(
             .values(user_id=user_id, provider=provider, **values)
             .on_conflict_do_update(
                 index_elements=[ProviderAccount.user_id, ProviderAccount.provider],
-                set_={ProviderAccount.__table__.c["metadata" if k == "details" else k]: v for k, v in values.items()},
+                set_={
+                    ProviderAccount.__table__.c["metadata" if k == "details" else k]: v
+                    for k, v in values.items()
+                },
             )
             .returning(ProviderAccount.account_id)
         ).scalar_one()

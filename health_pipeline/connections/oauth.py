@@ -29,7 +29,7 @@ def _client(endpoint: Endpoint, **options: Any) -> Any:
     return OAuth2Client(
         client_id=endpoint.client_id,
         client_secret=endpoint.client_secret.get_secret_value(),
-        token_endpoint_auth_method="client_secret_post",
+        token_endpoint_auth_method="client_secret_post",  # noqa: S106 - the name of a method
         timeout=_TIMEOUT,
         **options,
     )
@@ -61,7 +61,9 @@ def exchange(endpoint: Endpoint, redirect_uri: str, answer: str, state: str) -> 
         raise ConsentError(f"no answer from the token endpoint ({type(error).__name__}); try again") from None
 
 
-def connect_with_hint(endpoint: Endpoint, person: str, redirect_uri: str = "http://127.0.0.1/callback") -> Tokens:
+def connect_with_hint(
+    endpoint: Endpoint, person: str, redirect_uri: str = "http://127.0.0.1/callback"
+) -> Tokens:
     """Walk the flow without a browser, for the sandbox, whose authorise page takes a `login_hint`."""
     if endpoint.environment != "sandbox":
         raise ValueError("only the sandbox grants access without its person")

@@ -24,7 +24,9 @@ class UserRecord:
 def check_time_zone(name: str) -> str:
     """The name itself, if it is a zone of the IANA database; ValueError with the way out if not."""
     if name not in zoneinfo.available_timezones():
-        raise ValueError(f"{name!r} is not an IANA time zone; write it like Europe/Berlin or America/New_York")
+        raise ValueError(
+            f"{name!r} is not an IANA time zone; write it like Europe/Berlin or America/New_York"
+        )
     return name
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, DbtProject, dbt_assets
+from dagster_dbt import (
+    DagsterDbtTranslator,
+    DagsterDbtTranslatorSettings,
+    DbtCliResource,
+    DbtProject,
+    dbt_assets,
+)
 
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
@@ -43,7 +49,9 @@ TRANSLATOR = Translator(settings=DagsterDbtTranslatorSettings(enable_asset_check
 
 
 @dbt_assets(manifest=ensure_manifest(), dagster_dbt_translator=TRANSLATOR, pool=POOL, name="canonical")
-def canonical_assets(context: dg.AssetExecutionContext, dbt: DbtCliResource, platform: Platform) -> Iterator[Any]:
+def canonical_assets(
+    context: dg.AssetExecutionContext, dbt: DbtCliResource, platform: Platform
+) -> Iterator[Any]:
     """`dbt build` of what is selected, over the staged objects that are not applied yet."""
     from health_pipeline.providers.registry import all_providers
     from health_pipeline.staging.tables import ensure_tables

@@ -70,7 +70,10 @@ def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
             metadata={
                 "accounts_in_trouble": len(troubled),
                 "accounts": dg.MetadataValue.md(
-                    "\n".join(f"- account {row.account_id} ({row.status}): {row.last_error}" for row in troubled[:50])
+                    "\n".join(
+                        f"- account {row.account_id} ({row.status}): {row.last_error}"
+                        for row in troubled[:50]
+                    )
                     or "none"
                 ),
             },
@@ -141,7 +144,10 @@ def objects_applied(platform: Platform) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not any(waiting.values()),
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"waiting": sum(waiting.values()), **{name: count for name, count in waiting.items() if count}},
+        metadata={
+            "waiting": sum(waiting.values()),
+            **{name: count for name, count in waiting.items() if count},
+        },
     )
 
 

@@ -64,7 +64,9 @@ def _update(platform: Platform, table: sa.Table, compute: Compute) -> dict[str, 
     return counts
 
 
-def _daily(warehouse: Warehouse, users: tuple[int, ...], metrics: Iterable[str], since: str) -> "pd.DataFrame":
+def _daily(
+    warehouse: Warehouse, users: tuple[int, ...], metrics: Iterable[str], since: str
+) -> "pd.DataFrame":
     """`daily` of the engine (see `engine.frames`): users' elected values of some metrics, `since` an SQL date."""
     return engine_tables.read_frame(
         warehouse,

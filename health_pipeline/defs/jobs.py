@@ -77,6 +77,4 @@ def _is_under_way(context: dg.SensorEvaluationContext) -> bool:
     return bool(context.instance.get_run_records(filters, limit=1))
 
 
-defs = dg.Definitions(
-    jobs=[daily_refresh, file_upload], schedules=[daily_schedule], sensors=[inbox_sensor]
-)
+defs = dg.Definitions(jobs=[daily_refresh, file_upload], schedules=[daily_schedule], sensors=[inbox_sensor])

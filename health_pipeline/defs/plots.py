@@ -83,7 +83,9 @@ def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         axis.fill_between(ahead, fan["low"], fan["high"], alpha=0.25, linewidth=0)
         axis.plot(ahead, fan["predicted"], linewidth=1.5)
         start_value = row["intercept_value"] - row["slope_per_day"] * 29
-        axis.plot([row["window_start"], row["as_of_date"]], [start_value, row["intercept_value"]], linewidth=1)
+        axis.plot(
+            [row["window_start"], row["as_of_date"]], [start_value, row["intercept_value"]], linewidth=1
+        )
         if pd.notna(row["target_value"]):
             axis.axhline(row["target_value"], color="grey", linewidth=0.8, linestyle="--")
         name = str(row["metric_type"]).replace("_", " ")
@@ -101,9 +103,9 @@ def _panels(number: int) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(9, 2.3 * rows + 0.6), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
-        locator = AutoDateLocator(maxticks=6)
+        locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
         axis.xaxis.set_major_locator(locator)
-        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[number:]:
@@ -114,4 +116,6 @@ def _panels(number: int) -> tuple[Figure, list[Any]]:
 def _markdown(figure: Figure, words: str) -> dg.MetadataValue[Any]:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=90)
-    return dg.MetadataValue.md(f"![{words}](data:image/png;base64,{base64.b64encode(image.getvalue()).decode()})")
+    return dg.MetadataValue.md(
+        f"![{words}](data:image/png;base64,{base64.b64encode(image.getvalue()).decode()})"
+    )

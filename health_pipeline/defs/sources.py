@@ -44,7 +44,9 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
         group_name="raw",
         kinds={"http", "s3"},
         owners=OWNERS,
-        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=dt.timedelta(days=3), warn_window=dt.timedelta(days=2)),
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            fail_window=dt.timedelta(days=3), warn_window=dt.timedelta(days=2)
+        ),
         retry_policy=dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL),
     )
     def raw(
@@ -136,7 +138,10 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
                 group_name="staging",
                 kinds={"dlt", "postgres"},
                 owners=OWNERS,
-                metadata={"dagster/column_schema": _column_schema(columns), "dagster/table_name": f"{schema}.{table}"},
+                metadata={
+                    "dagster/column_schema": _column_schema(columns),
+                    "dagster/table_name": f"{schema}.{table}",
+                },
             )
             for table, columns in table_schemas(provider).items()
         ],
@@ -179,7 +184,9 @@ def _column_schema(schema: pa.Schema) -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
-                field.name, sql_type(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable)
+                field.name,
+                sql_type(field.type),
+                constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in schema
         ]

@@ -206,7 +206,7 @@ def _fetch_entity(
         deliveries: list[Delivery] = []
         try:
             for page in provider.fetch(client, entity, part):
-                deliveries.append(
+                deliveries.append(  # noqa: PERF401 - what came before an error is kept
                     Delivery(
                         provider=provider.name,
                         entity=entity.name,
@@ -214,7 +214,7 @@ def _fetch_entity(
                         door="fetch",
                         content=page.content,
                         received_at=received_at,
-                        # The days before the window were read for revisions; they belong to the run that asked.
+                        # Days before the window were read for revisions; they belong to the run that asked.
                         partition_start=max(part.start, window.start),
                         partition_end=max(part.end, window.start),
                         content_type=page.content_type,

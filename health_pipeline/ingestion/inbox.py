@@ -68,7 +68,9 @@ class S3Inbox:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
     def entries(self) -> Iterator[InboxEntry]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix
+        )
         for page in pages:
             for item in page.get("Contents", []):
                 location = item["Key"].removeprefix(self._prefix)
@@ -120,9 +122,7 @@ def receive_new_files(warehouse: Warehouse, store: RawStore, inbox: Inbox) -> In
         try:
             with warehouse.engine.begin() as connection:
                 user = ensure_user(connection, handle)
-            raw_object_id = upload(
-                warehouse, store, user, inbox.read(entry.location)
-            ).receipt.raw_object_id
+            raw_object_id = upload(warehouse, store, user, inbox.read(entry.location)).receipt.raw_object_id
             report.received += 1
         except (UnreadableFileError, ConflictingUploadError, ValueError) as error:
             message = str(error)

@@ -38,9 +38,11 @@ def upload(
 ) -> UploadReport:
     """Take a file into the raw store. The kind is found by content unless given.
 
-    `context` is for the parser (`date_order`, `unit`). `time_zone` (IANA) is for times without an offset; the user's own is used where it is not given. Raises
-    UnreadableFileError where nothing of the file can be read (it is not stored then: it stays where it is),
-    ConflictingUploadError, RawStoreUnavailableError.
+    `context` is for the parser (`date_order`, `unit`). `time_zone` (IANA) is for times without an offset; the
+    user's own is used where it is not given.
+
+    Raises UnreadableFileError where nothing of the file can be read (it is not stored then: it stays where it
+    is), ConflictingUploadError, RawStoreUnavailableError.
     """
     provider = _provider(kind) if kind else recognise(content[:_SNIFFED_BYTES])
     received_at = received_at or dt.datetime.now(dt.UTC)

@@ -66,9 +66,7 @@ def run_demo(settings: Settings, warehouse: Warehouse, say: Say, *, days: int = 
     return report
 
 
-def _connect_people(
-    settings: Settings, warehouse: Warehouse, provider: Provider, sandbox: str
-) -> list[str]:
+def _connect_people(settings: Settings, warehouse: Warehouse, provider: Provider, sandbox: str) -> list[str]:
     import httpx
 
     endpoint = endpoint_of(provider, settings)
@@ -95,9 +93,7 @@ def _connect_people(
     return [person["handle"] for person in people]
 
 
-def _backfill(
-    settings: Settings, warehouse: Warehouse, window: Window, say: Say, report: DemoReport
-) -> None:
+def _backfill(settings: Settings, warehouse: Warehouse, window: Window, say: Say, report: DemoReport) -> None:
     with warehouse.engine.begin() as connection:
         _set_goals(connection)
     say(f"daily_refresh, {window.start} to {window.end}, one run")
@@ -127,7 +123,9 @@ def _upload_glucose(
             user = require_user(connection, person["handle"])
         taken = upload(warehouse, store, user, answer.content)
         readings += taken.parsed.records_loaded
-        say(f"uploaded {person['handle']}'s {taken.provider.title} file: {taken.parsed.records_loaded} readings")
+        say(
+            f"uploaded {person['handle']}'s {taken.provider.title} file: {taken.parsed.records_loaded} readings"
+        )
     say("file_upload, one run")
     _run("file_upload", Window(today, today), settings, warehouse, say, report)
     return readings
@@ -197,7 +195,8 @@ def _read_results(warehouse: Warehouse, report: DemoReport) -> None:
             tuple(row)
             for row in connection.execute(
                 sa.text(
-                    "select users.handle, forecasts.sentence from health.forecasts inner join ops.users using (user_id) "
+                    "select users.handle, forecasts.sentence from health.forecasts "
+                    "inner join ops.users using (user_id) "
                     "where forecasts.target_value is not null order by users.handle, forecasts.metric_type"
                 )
             )
@@ -217,52 +216,8 @@ def _verify(
     warehouse: Warehouse, sandbox: str, handles: list[str], window: Window, uploaded: int, report: DemoReport
 ) -> None:
     """Compare every day's values with what the sandbox's people really did, and count the rest."""
-    import httpx
-
-    compared = 0
-    with warehouse.engine.connect() as connection:
-        for handle in handles:
-            answer = httpx.get(
-                f"{sandbox}/__truth/{handle}",
-                params={"start": str(window.start), "end": str(window.end)},
-                timeout=120,
-            ).raise_for_status()
-            stored = {
-                (row.metric_type, row.local_date.isoformat()): row.metric_value
-                for row in connection.execute(
-                    sa.text(
-                        "select metric_type, local_date, metric_value from health.daily_metrics "
-                        "inner join ops.users using (user_id) where handle = :handle and source = 'oura' "
-                        "and metric_type = any(:metrics)"
-                    ),
-                    {"handle": handle, "metrics": [metric for _, metric in _TRUTHS]},
-                )
-            }
-            two_nights = {
-                row.isoformat()
-                for row in connection.execute(
-                    sa.text(
-                        "select local_date from health.sleep_sessions inner join ops.users using (user_id) "
-                        "where handle = :handle and is_main_sleep group by local_date having count(*) > 1"
-                    ),
-                    {"handle": handle},
-                ).scalars()
-            }
-            for date, days in itertools.groupby(answer.json()["days"], key=lambda day: day["date"]):
-                lived = list(days)
-                if date in two_nights or len(lived) > 1:
-                    continue  # the date line gave the date two nights, or happened twice itself
-                for field_name, metric in _TRUTHS:
-                    value = stored.get((metric, date))
-                    if value is None:
-                        continue
-                    compared += 1
-                    truth = lived[0][field_name]
-                    if abs(value - truth) > 0.5:
-                        report.problems.append(
-                            f"{handle}, {date}: {metric} is {value:g}, the person's was {truth:g}"
-                        )
-    report.counts["values equal to the truth"] = compared
+    compared = sum(_compare_person(warehouse, sandbox, handle, window, report) for handle in handles)
+    report.counts["values equal to the truth"] = compared - len(report.problems)
     if compared < len(handles) * len(_TRUTHS) * 30:
         report.problems.append(f"only {compared} daily values came through")
     if report.counts["glucose readings"] < uploaded:
@@ -275,3 +230,50 @@ def _verify(
         report.problems.append("somebody has no recovery score")
     if not report.forecasts:
         report.problems.append("there is no forecast")
+
+
+def _compare_person(
+    warehouse: Warehouse, sandbox: str, handle: str, window: Window, report: DemoReport
+) -> int:
+    """Compare a person's days with the truth; differences go to the report. Returns how many were compared."""
+    import httpx
+
+    span = {"start": str(window.start), "end": str(window.end)}
+    answer = httpx.get(f"{sandbox}/__truth/{handle}", params=span, timeout=120).raise_for_status()
+    with warehouse.engine.connect() as connection:
+        stored = {
+            (row.metric_type, row.local_date.isoformat()): row.metric_value
+            for row in connection.execute(
+                sa.text(
+                    "select metric_type, local_date, metric_value from health.daily_metrics "
+                    "inner join ops.users using (user_id) where handle = :handle and source = 'oura' "
+                    "and metric_type = any(:metrics)"
+                ),
+                {"handle": handle, "metrics": [metric for _, metric in _TRUTHS]},
+            )
+        }
+        two_nights = {
+            day.isoformat()
+            for day in connection.execute(
+                sa.text(
+                    "select local_date from health.sleep_sessions inner join ops.users using (user_id) "
+                    "where handle = :handle and is_main_sleep group by local_date having count(*) > 1"
+                ),
+                {"handle": handle},
+            ).scalars()
+        }
+    compared = 0
+    for date, days in itertools.groupby(answer.json()["days"], key=lambda day: day["date"]):
+        lived = list(days)
+        if date in two_nights or len(lived) > 1:
+            continue  # the date line gave the date two nights, or made it happen twice
+        for field_name, metric in _TRUTHS:
+            value = stored.get((metric, date))
+            if value is None:
+                continue
+            compared += 1
+            if abs(value - lived[0][field_name]) > 0.5:
+                report.problems.append(
+                    f"{handle}, {date}: {metric} is {value:g}, the person's was {lived[0][field_name]:g}"
+                )
+    return compared

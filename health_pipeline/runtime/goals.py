@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime as dt
 
-import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from health_pipeline.connections.users import require_user

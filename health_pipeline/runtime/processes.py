@@ -69,7 +69,7 @@ class ProcessGroup:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - started before any thread of ours
+                preexec_fn=_die_with_parent,
             )
         return log
 
@@ -88,7 +88,9 @@ class ProcessGroup:
         for child in self._children.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
-        while time.monotonic() < deadline and any(_group_lives(child.pid) for child in self._children.values()):
+        while time.monotonic() < deadline and any(
+            _group_lives(child.pid) for child in self._children.values()
+        ):
             time.sleep(0.1)
         for child in self._children.values():
             _signal_group(child.pid, signal.SIGKILL)

@@ -57,7 +57,7 @@ def run_job(
     def watch(entry: dg.EventLogEntry, _cursor: str | None = None) -> None:
         event = entry.dagster_event
         if event is None:
-            if on_progress is not None and entry.level <= logging.INFO:
+            if on_progress is not None and int(entry.level) <= logging.INFO:
                 on_progress(f"  {entry.user_message}")
             return
         if event.is_step_start and on_progress is not None:

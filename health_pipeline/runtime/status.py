@@ -100,7 +100,9 @@ def _provider_status(
         return ProviderStatus(provider, objects, last_received_at, objects - staged, staged, 0)
     applied = int(
         connection.execute(
-            sa.text("select count(distinct raw_object_id) from health._applied_objects where provider = :provider"),
+            sa.text(
+                "select count(distinct raw_object_id) from health._applied_objects where provider = :provider"
+            ),
             {"provider": provider},
         ).scalar_one()
     )

@@ -34,6 +34,8 @@ from health_pipeline.warehouse.connection import Warehouse
 #: A load holds about this many bytes of raw content, which bounds the memory of a backfill of any length.
 _BATCH_BYTES = 64 * 1024 * 1024
 _LOAD_LOCK = 7_104_114_824
+#: Columns of staging tables that say when a record is of.
+_DAY_COLUMNS = {"day", "recorded_at", "bedtime_start", "start_datetime", "timestamp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,8 @@ def _pending_objects(
         )
     rows = connection.execute(
         sa.text(
-            "select raw_object_id, entity, object_key, received_at, size_bytes, time_zone, context "
-            f"from ops.raw_objects where {' and '.join(conditions)} order by received_at, raw_object_id"  # noqa: S608
+            "select raw_object_id, entity, object_key, received_at, size_bytes, time_zone, context "  # noqa: S608
+            f"from ops.raw_objects where {' and '.join(conditions)} order by received_at, raw_object_id"
         ),
         {
             "provider": provider.name,
@@ -173,8 +175,7 @@ def _load_batch(
     with warehouse.engine.begin() as connection:
         load_id = connection.execute(
             sa.text(
-                f"insert into {schema}.loads (load_id) "  # noqa: S608
-                "select nextval('ops.load_id_seq') returning load_id"
+                f"insert into {schema}.loads (load_id) select nextval('ops.load_id_seq') returning load_id"
             )
         ).scalar_one()
     schemas = table_schemas(provider)
@@ -285,12 +286,11 @@ def _data_days(parsed: Parsed) -> tuple[dt.date, dt.date] | None:
     """First and last day of the records, from whichever date columns the tables have."""
     bounds: list[dt.date] = []
     for table in parsed.tables.values():
-        for arrow_field in table.schema:
-            if arrow_field.name in ("day", "recorded_at", "bedtime_start", "start_datetime", "timestamp"):
-                low_high = pc.min_max(table[arrow_field.name]).as_py()
-                for value in (low_high["min"], low_high["max"]):
-                    if value is not None:
-                        bounds.append(value.date() if isinstance(value, dt.datetime) else value)
+        for name in _DAY_COLUMNS & set(table.schema.names):
+            ends = pc.min_max(table[name]).as_py().values()
+            bounds.extend(
+                end.date() if isinstance(end, dt.datetime) else end for end in ends if end is not None
+            )
     return (min(bounds), max(bounds)) if bounds else None
 
 

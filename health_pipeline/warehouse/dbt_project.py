@@ -67,3 +67,7 @@ def _sources() -> Iterator[Path]:
         # Folders too: a file that was deleted changes its folder's time only.
         yield PROJECT_DIR / folder
         yield from (PROJECT_DIR / folder).rglob("*")
+
+
+if __name__ == "__main__":
+    ensure_manifest()

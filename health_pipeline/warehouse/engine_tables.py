@@ -41,7 +41,9 @@ BASELINES = sa.Table(
     _column("metric_type", sa.Text, "Metric of the catalogue.", key=True),
     _column("source", sa.Text, "Source the baseline is of; sources are not mixed.", key=True),
     _number("baseline_center", "Median of the window, in the transformed unit.", null=False),
-    _number("baseline_scale", "Spread (1.4826 x MAD, not below the metric's floor), transformed.", null=False),
+    _number(
+        "baseline_scale", "Spread (1.4826 x MAD, not below the metric's floor), transformed.", null=False
+    ),
     _number("center_value", "The centre in the metric's own unit.", null=False),
     _column("n_days", sa.Integer, "Days with a value in the 60-day window; at least 14."),
     _column("first_day", sa.Date, "First of them."),
@@ -275,7 +277,8 @@ def read_frame(warehouse: Warehouse, query: str) -> pd.DataFrame:
     with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         table: pa.Table = cursor.fetch_arrow_table()
-    return table.to_pandas(date_as_object=False)
+    frame: pd.DataFrame = table.to_pandas(date_as_object=False)
+    return frame
 
 
 def array_literal(ids: Iterable[int]) -> str:
@@ -319,7 +322,7 @@ def replace_rows(warehouse: Warehouse, table: sa.Table, frame: pd.DataFrame, sco
             f"delete from health.{table.name} as target where target.user_id = any({users}) {since} "  # noqa: S608
             f"and not exists (select from engine_batch as batch where {same_key})"
         )
-        changed = max(cursor.rowcount, 0)
+        changed: int = max(cursor.rowcount, 0)
         cursor.execute(
             f"insert into health.{table.name} as target ({', '.join(columns)}) "  # noqa: S608
             f"select {', '.join(columns)} from engine_batch order by {', '.join(keys)} "

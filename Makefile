@@ -1,0 +1,61 @@
+# `make demo` and `make test` are all a newcomer needs. Everything is installed into .venv, nothing globally.
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test lint format lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+HEALTH_PIPELINE_HOME ?= .health
+export HEALTH_PIPELINE_HOME
+
+help:  ## Show what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Install into .venv from the lock file (skipped when nothing changed)
+
+# uv where it is there or can be had, pip otherwise; both check the hash of every package.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name it with: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@uv=$$(command -v uv || { $(BIN)/python -m pip install --quiet uv >/dev/null 2>&1 && echo $(BIN)/uv; }); \
+	if [ -n "$$uv" ]; then \
+		echo "installing with uv"; \
+		"$$uv" pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock \
+		&& "$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
+	else \
+		echo "installing with pip"; \
+		$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock \
+		&& $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	fi
+	@$(BIN)/python -m health_pipeline.warehouse.dbt_project
+	@touch $(STAMP)
+
+demo: install  ## The whole way on synthetic people, with the numbers checked at the end
+	@$(BIN)/health-pipeline demo
+
+up: install  ## Database, sandbox, Dagster's UI and daemon; Ctrl-C ends them
+	@$(BIN)/health-pipeline up
+
+test: install  ## All tests
+	@$(BIN)/python -m pytest
+
+lint: install  ## Formatting, rules and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: install  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--group dev --output-file requirements.lock pyproject.toml
+
+clean:  ## Remove .venv, the embedded database and everything else that was made here
+	@test ! -x $(BIN)/health-pipeline || $(BIN)/health-pipeline destroy --yes
+	rm -rf $(VENV) $(HEALTH_PIPELINE_HOME) dbt_project/target dbt_project/logs logs \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
