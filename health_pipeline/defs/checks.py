@@ -1,15 +1,23 @@
 """What must hold, besides the dbt tests: nothing lost, nothing waiting, nobody disconnected in silence."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
-import sqlalchemy as sa
 
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import FETCHED, raw_key
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.staging.tables import schema_name
+
+
+def _text(statement: str) -> Any:
+    """SQL for a connection; SQLAlchemy is not needed before a check runs."""
+    import sqlalchemy
+
+    return sqlalchemy.text(statement)
+
 
 QUARANTINE = dg.AssetKey(["health", "metric_quarantine"])
 #: More of a provider's records refused than this is a fault of ours or theirs, not of single records.
@@ -40,7 +48,7 @@ def _records_accounted(provider: Provider) -> dg.AssetChecksDefinition:
             from {schema}.staged_objects
         """  # noqa: S608
         with platform.warehouse().engine.connect() as connection:
-            counts = dict(connection.execute(sa.text(query)).mappings().one())
+            counts = dict(connection.execute(_text(query)).mappings().one())
         accounted = counts["records_loaded"] + counts["records_quarantined"] + counts["records_skipped"]
         return dg.AssetCheckResult(
             passed=accounted == counts["records_in"]
@@ -58,7 +66,7 @@ def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
         description="No connected account waits for its person or failed at its last sync.",
     )
     def accounts_healthy(platform: Platform) -> dg.AssetCheckResult:
-        query = sa.text(
+        query = _text(
             "select account_id, status, last_error from ops.provider_accounts where provider = :provider "
             "and status <> 'disconnected' and (status = 'error' or last_error is not null) order by account_id"
         )
@@ -90,7 +98,7 @@ def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
 def quarantined_share(platform: Platform) -> dg.AssetCheckResult:
     with platform.warehouse().engine.connect() as connection:
         reasons = connection.execute(
-            sa.text(
+            _text(
                 "select source, reason, count(*) as rows from health.metric_quarantine "
                 "group by source, reason order by source, rows desc, reason"
             )
@@ -98,7 +106,7 @@ def quarantined_share(platform: Platform) -> dg.AssetCheckResult:
         records = {}
         for provider in all_providers():
             query = f"select coalesce(sum(records_in), 0) from {schema_name(provider)}.staged_objects"  # noqa: S608
-            records[provider] = int(connection.execute(sa.text(query)).scalar_one())
+            records[provider] = int(connection.execute(_text(query)).scalar_one())
     refused: dict[str, int] = {}
     for row in reasons:
         refused[row.source] = refused.get(row.source, 0) + row.rows
@@ -131,7 +139,7 @@ def objects_applied(platform: Platform) -> dg.AssetCheckResult:
         waiting = {
             provider: int(
                 connection.execute(
-                    sa.text(
+                    _text(
                         f"select count(*) from {schema_name(provider)}.staged_objects as staged "  # noqa: S608
                         "where not exists (select from health._applied_objects as applied "
                         "where applied.raw_object_id = staged.raw_object_id "

@@ -4,27 +4,27 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import dagster as dg
-import sqlalchemy as sa
 
 from health_pipeline.defs.plots import plot_forecasts, plot_recovery
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
 from health_pipeline.warehouse import engine_tables
-from health_pipeline.warehouse.connection import Warehouse
-from health_pipeline.warehouse.engine_tables import Scope, array_literal, text_array
+from health_pipeline.warehouse.engine_tables import EngineTable, Scope, array_literal, text_array
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from health_pipeline.warehouse.connection import Warehouse
 
 DAILY_METRICS = dg.AssetKey(["health", "daily_metrics"])
 WORKOUTS = dg.AssetKey(["health", "workouts"])
 #: The engine's tables follow one queue, so one run at a time.
 POOL = "engine"
 
-Compute = Callable[[Warehouse, Scope], "pd.DataFrame"]
+Compute = Callable[["Warehouse", Scope], "pd.DataFrame"]
 
 
-def _asset(table: sa.Table, deps: list[dg.AssetKey]) -> Callable[..., dg.AssetsDefinition]:
+def _asset(table: EngineTable, deps: list[dg.AssetKey]) -> Callable[..., dg.AssetsDefinition]:
     return dg.asset(
         key=["health", table.name],
         deps=deps,
@@ -37,19 +37,24 @@ def _asset(table: sa.Table, deps: list[dg.AssetKey]) -> Callable[..., dg.AssetsD
             "dagster/table_name": f"health.{table.name}",
             "dagster/column_schema": dg.TableSchema(
                 columns=[
-                    dg.TableColumn(column.name, str(column.type).lower(), description=column.comment)
-                    for column in table.c
+                    dg.TableColumn(
+                        column.name,
+                        column.sql_type,
+                        description=column.comment,
+                        constraints=dg.TableColumnConstraints(nullable=column.null),
+                    )
+                    for column in table.columns
                 ]
             ),
         },
     )
 
 
-def _key(table: sa.Table) -> dg.AssetKey:
+def _key(table: EngineTable) -> dg.AssetKey:
     return dg.AssetKey(["health", table.name])
 
 
-def _update(platform: Platform, table: sa.Table, compute: Compute) -> dict[str, int]:
+def _update(platform: Platform, table: EngineTable, compute: Compute) -> dict[str, int]:
     """Compute what changed since the table's last run and write it; the counts are for the asset page."""
     warehouse = platform.warehouse()
     engine_tables.ensure_engine_tables(warehouse)
@@ -65,7 +70,7 @@ def _update(platform: Platform, table: sa.Table, compute: Compute) -> dict[str, 
 
 
 def _daily(
-    warehouse: Warehouse, users: tuple[int, ...], metrics: Iterable[str], since: str
+    warehouse: "Warehouse", users: tuple[int, ...], metrics: Iterable[str], since: str
 ) -> "pd.DataFrame":
     """`daily` of the engine (see `engine.frames`): users' elected values of some metrics, `since` an SQL date."""
     return engine_tables.read_frame(
@@ -76,7 +81,7 @@ def _daily(
     )
 
 
-def _compute_baselines(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+def _compute_baselines(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import baselines
 
     daily = _daily(
@@ -85,7 +90,7 @@ def _compute_baselines(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
     return baselines.baselines(daily, (scope.start, scope.end))
 
 
-def _compute_training_loads(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import training_load
 
     users = array_literal(scope.user_ids)
@@ -106,12 +111,12 @@ def _compute_training_loads(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame
     return training_load.training_loads(workouts, daily, (scope.start, scope.end), previous)
 
 
-def _compute_recovery(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import recovery
 
     users = array_literal(scope.user_ids)
 
-    def results(table: sa.Table, columns: Iterable[str], since: str) -> "pd.DataFrame":
+    def results(table: EngineTable, columns: Iterable[str], since: str) -> "pd.DataFrame":
         return engine_tables.read_frame(
             warehouse,
             f"select {', '.join(columns)} from health.{table.name} "  # noqa: S608
@@ -127,7 +132,7 @@ def _compute_recovery(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
     )
 
 
-def _compute_forecasts(warehouse: Warehouse, scope: Scope) -> "pd.DataFrame":
+def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import forecast
 
     users = array_literal(scope.user_ids)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.engine_tables import read_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from health_pipeline.warehouse.connection import Warehouse
 
 #: A page shows this many people; more are unreadable.
 _PEOPLE = 6

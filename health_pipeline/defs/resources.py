@@ -1,25 +1,36 @@
 """The one resource: warehouse, raw store, vault and settings of this process. It holds no secret itself."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
-from health_pipeline.connections.vault import Vault, open_vault
-from health_pipeline.raw.store import RawStore, open_store
-from health_pipeline.settings import Settings, load_settings
-from health_pipeline.warehouse.connection import Warehouse, open_warehouse
+if TYPE_CHECKING:
+    from health_pipeline.connections.vault import Vault
+    from health_pipeline.raw.store import RawStore
+    from health_pipeline.settings import Settings
+    from health_pipeline.warehouse.connection import Warehouse
 
 
 class Platform(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Opens each part on first use; configured by the environment alone (see `health_pipeline.settings`)."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> "Settings":
+        from health_pipeline.settings import load_settings
+
         return load_settings()
 
-    def warehouse(self) -> Warehouse:
+    def warehouse(self) -> "Warehouse":
+        from health_pipeline.warehouse.connection import open_warehouse
+
         return open_warehouse()
 
-    def store(self) -> RawStore:
+    def store(self) -> "RawStore":
+        from health_pipeline.raw.store import open_store
+
         return open_store(self.settings.raw_location)
 
-    def vault(self) -> Vault:
+    def vault(self) -> "Vault":
+        from health_pipeline.connections.vault import open_vault
+
         return open_vault()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
-import sqlalchemy as sa
 
 from health_pipeline.providers.base import QUARANTINE_SCHEMA, Provider
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 #: Columns staging adds to every row: where it came from, and with which load.
 PROVENANCE_SCHEMA = pa.schema(
@@ -83,4 +87,4 @@ def ensure_tables(connection: sa.Connection, provider: Provider) -> None:
             "using brin (_load_id) with (pages_per_range = 16, autosummarize = on)"
         )
     for statement in statements:
-        connection.execute(sa.text(statement))
+        connection.exec_driver_sql(statement)

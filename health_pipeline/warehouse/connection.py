@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -61,6 +62,7 @@ class Warehouse:
 
 
 _opened: Warehouse | None = None
+_opening = threading.Lock()
 
 
 def open_warehouse(settings: Settings | None = None) -> Warehouse:
@@ -69,9 +71,11 @@ def open_warehouse(settings: Settings | None = None) -> Warehouse:
     Raises RuntimeError with the way out where the server is missing, too old or refuses.
     """
     global _opened
-    if _opened is None:
-        _opened = _open(settings or load_settings())
-    return _opened
+    # Sensors are evaluated in threads of one process, and Alembic runs in one thread at a time.
+    with _opening:
+        if _opened is None:
+            _opened = _open(settings or load_settings())
+        return _opened
 
 
 def close_warehouse() -> None:
@@ -109,7 +113,7 @@ def _open(settings: Settings) -> Warehouse:
 def _parse(variable: str, text: str) -> sa.URL:
     try:
         url = sa.make_url(text)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         raise RuntimeError(
             f"{variable} is not a database URL; write it as postgresql://user:password@host:5432/database"
         ) from None
@@ -135,7 +139,7 @@ def _create_databases(url: sa.URL, wanted: set[sa.URL]) -> None:
                 for name in sorted(names - have):
                     try:
                         connection.execute(sa.text(f'create database "{name}"'))
-                    except sa.exc.ProgrammingError as error:
+                    except (sa.exc.ProgrammingError, sa.exc.IntegrityError) as error:
                         if getattr(error.orig, "pgcode", None) in ("42P04", "23505"):
                             continue  # another command made it first
                         raise RuntimeError(

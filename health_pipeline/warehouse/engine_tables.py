@@ -7,136 +7,165 @@ is derived.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
-import sqlalchemy as sa
-
-from health_pipeline.warehouse.connection import Warehouse
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from health_pipeline.warehouse.connection import Warehouse
+
 SCHEMA = "health"
-metadata = sa.MetaData(schema=SCHEMA)
 
 
-def _column(name: str, kind: Any, comment: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
-    return sa.Column(name, kind, primary_key=key, nullable=null, comment=comment, autoincrement=False)
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its SQL type, what it means with its unit, and whether it is part of the key or may be null."""
+
+    name: str
+    sql_type: str
+    comment: str
+    key: bool = False
+    null: bool = False
 
 
-def _number(name: str, comment: str, *, null: bool = True) -> sa.Column[Any]:
-    return _column(name, sa.Double, comment, null=null)
+@dataclass(frozen=True, slots=True)
+class EngineTable:
+    """One table of the engine. Plain data, so that Dagster's definitions can describe it without a database."""
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @property
+    def keys(self) -> list[str]:
+        return [column.name for column in self.columns if column.key]
+
+    @property
+    def day(self) -> str:
+        """The column of the local day."""
+        return "local_date" if "local_date" in self.names else "as_of_date"
+
+
+def _number(name: str, comment: str, *, null: bool = True) -> Column:
+    return Column(name, "double precision", comment, null=null)
 
 
 _USER = "Whose it is (ops.users)."
 
-BASELINES = sa.Table(
+BASELINES = EngineTable(
     "baselines",
-    metadata,
-    _column("user_id", sa.Integer, _USER, key=True),
-    _column("local_date", sa.Date, "The day the baseline is for; its window ends the day before.", key=True),
-    _column("metric_type", sa.Text, "Metric of the catalogue.", key=True),
-    _column("source", sa.Text, "Source the baseline is of; sources are not mixed.", key=True),
-    _number("baseline_center", "Median of the window, in the transformed unit.", null=False),
-    _number(
-        "baseline_scale", "Spread (1.4826 x MAD, not below the metric's floor), transformed.", null=False
+    "What is usual for a person. Grain: user, local day, metric, source.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column(
+            "local_date", "date", "The day the baseline is for; its window ends the day before.", key=True
+        ),
+        Column("metric_type", "text", "Metric of the catalogue.", key=True),
+        Column("source", "text", "Source the baseline is of; sources are not mixed.", key=True),
+        _number("baseline_center", "Median of the window, in the transformed unit.", null=False),
+        _number(
+            "baseline_scale", "Spread (1.4826 x MAD, not below the metric's floor), transformed.", null=False
+        ),
+        _number("center_value", "The centre in the metric's own unit.", null=False),
+        Column("n_days", "integer", "Days with a value in the 60-day window; at least 14."),
+        Column("first_day", "date", "First of them."),
+        Column("last_day", "date", "Last of them."),
+        Column("staleness_days", "integer", "Days from last_day to local_date."),
+        Column("transform", "text", "identity, or ln for heart rate variability."),
+        _number("recent_mean", "Mean of the 7 days that end on local_date, transformed; null under 3 days."),
+        Column("recent_n_days", "integer", "Days with a value among those 7."),
     ),
-    _number("center_value", "The centre in the metric's own unit.", null=False),
-    _column("n_days", sa.Integer, "Days with a value in the 60-day window; at least 14."),
-    _column("first_day", sa.Date, "First of them."),
-    _column("last_day", sa.Date, "Last of them."),
-    _column("staleness_days", sa.Integer, "Days from last_day to local_date."),
-    _column("transform", sa.Text, "identity, or ln for heart rate variability."),
-    _number("recent_mean", "Mean of the 7 days that end on local_date, transformed; null under 3 days."),
-    _column("recent_n_days", sa.Integer, "Days with a value among those 7."),
-    comment="What is usual for a person. Grain: user, local day, metric, source.",
 )
 
-TRAINING_LOADS = sa.Table(
+TRAINING_LOADS = EngineTable(
     "training_loads",
-    metadata,
-    _column("user_id", sa.Integer, _USER, key=True),
-    _column("local_date", sa.Date, "Local day.", key=True),
-    _number("load", "Training load of the day, arbitrary units; null on a day without data."),
-    _column("load_method", sa.Text, "duration_intensity, none on a rest day, null without data.", null=True),
-    _column("intensity_assumed", sa.Boolean, "True where a session's intensity was not known."),
-    _column("workout_count", sa.Integer, "Sessions of the day; one recorded by two sources counts once."),
-    _column("worn", sa.Boolean, "True where steps or heart rate show that a device was worn."),
-    _number("acute_load", "Fatigue: exponential mean of load, 7 days."),
-    _number("chronic_load", "Fitness: exponential mean of load, 42 days."),
-    _number("stress_balance", "Chronic minus acute load of the day before."),
-    _column("days_of_history", sa.Integer, "Days with a load so far."),
-    _column("missing_days", sa.Integer, "Days without data in a row up to this one."),
-    comment="Training load and its running means. Grain: user, local day.",
-)
-
-RECOVERY_SCORES = sa.Table(
-    "recovery_scores",
-    metadata,
-    _column("user_id", sa.Integer, _USER, key=True),
-    _column("local_date", sa.Date, "Local day.", key=True),
-    _column("method", sa.Text, "calibrated (default) or seed.", key=True),
-    _number("recovery_score", "0 to 100; an ordinary day is 75 by the calibrated method.", null=False),
-    _number("score_low", "Lower end of the 80 % range.", null=False),
-    _number("score_high", "Upper end of the 80 % range.", null=False),
-    _number("stress_component", "0 to 100; null where there is no data for it."),
-    _number("sleep_component", "0 to 100; null where there is no data for it."),
-    _number("heart_rate_component", "0 to 100; null where there is no data for it."),
-    _number("load_component", "0 to 100; null where there is no data for it."),
-    _number("weight_stress", "Weight as used; those of the present components sum to 1.", null=False),
-    _number("weight_sleep", "Weight as used.", null=False),
-    _number("weight_heart_rate", "Weight as used.", null=False),
-    _number("weight_load", "Weight as used.", null=False),
-    _number("present_weight", "Weight of the present components before that; at least 0.55.", null=False),
-    _column("baseline_days", sa.Integer, "Days in the shortest baseline behind the score."),
-    _column("explanation", sa.Text, "Why, in a sentence."),
-    comment="Recovery from 0.25 stress, 0.30 sleep, 0.20 heart rate, 0.25 load. Grain: user, local day, method.",
-)
-
-FORECASTS = sa.Table(
-    "forecasts",
-    metadata,
-    _column("user_id", sa.Integer, _USER, key=True),
-    _column("metric_type", sa.Text, "Metric of the catalogue.", key=True),
-    _column("as_of_date", sa.Date, "The last local day with a value: where the forecast starts."),
-    _column("source", sa.Text, "Source whose days the line is fitted to.", null=True),
-    _column("n_days", sa.Integer, "Days with a value in the window."),
-    _column("window_start", sa.Date, "First day of the 30-day window."),
-    _column("window_end", sa.Date, "Last day of the window."),
-    _number("slope_per_day", "Slope of the line, metric unit a day; null under 14 days."),
-    _number("slope_low", "Lower end of the slope's 95 % interval, allowing for autocorrelation."),
-    _number("slope_high", "Upper end of it."),
-    _number("intercept_value", "The line's value on as_of_date."),
-    _number("r_squared", "Describes the fit; no evidence of a trend."),
-    _number("residual_sd", "Standard deviation of the residuals."),
-    _number("autocorrelation", "Lag-1 autocorrelation of the residuals."),
-    *(
-        _number(f"{part}_{days}d", f"{words} {days} days ahead, metric unit.")
-        for days in (7, 14, 30)
-        for part, words in (
-            ("predicted", "Expected value"),
-            ("low", "Lower end of the 80 % range"),
-            ("high", "Upper end of the 80 % range"),
-        )
+    "Training load and its running means. Grain: user, local day.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("local_date", "date", "Local day.", key=True),
+        _number("load", "Training load of the day, arbitrary units; null on a day without data."),
+        Column(
+            "load_method", "text", "duration_intensity, none on a rest day, null without data.", null=True
+        ),
+        Column("intensity_assumed", "boolean", "True where a session's intensity was not known."),
+        Column("workout_count", "integer", "Sessions of the day; one recorded by two sources counts once."),
+        Column("worn", "boolean", "True where steps or heart rate show that a device was worn."),
+        _number("acute_load", "Fatigue: exponential mean of load, 7 days."),
+        _number("chronic_load", "Fitness: exponential mean of load, 42 days."),
+        _number("stress_balance", "Chronic minus acute load of the day before."),
+        Column("days_of_history", "integer", "Days with a load so far."),
+        Column("missing_days", "integer", "Days without data in a row up to this one."),
     ),
-    _number("target_value", "The user's goal, if there is one (ops.goals)."),
-    _column("target_date", sa.Date, "By when.", null=True),
-    _column("projected_date", sa.Date, "When the line meets the goal; null if it cannot be said.", null=True),
-    _column("projected_reason", sa.Text, "on_course, or why there is no date.", null=True),
-    _column("sentence", sa.Text, "The forecast in words."),
-    comment="Where a metric is heading, from a line through the last 30 days. Grain: user, metric.",
 )
 
-#: How far each engine table has read the queue of changed days.
-WATERMARKS = sa.Table(
-    "_engine_watermarks",
-    metadata,
-    sa.Column("table_name", sa.Text, primary_key=True),
-    sa.Column("change_id", sa.BigInteger, nullable=False),
+RECOVERY_SCORES = EngineTable(
+    "recovery_scores",
+    "Recovery from 0.25 stress, 0.30 sleep, 0.20 heart rate, 0.25 load. Grain: user, local day, method.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("local_date", "date", "Local day.", key=True),
+        Column("method", "text", "calibrated (default) or seed.", key=True),
+        _number("recovery_score", "0 to 100; an ordinary day is 75 by the calibrated method.", null=False),
+        _number("score_low", "Lower end of the 80 % range.", null=False),
+        _number("score_high", "Upper end of the 80 % range.", null=False),
+        _number("stress_component", "0 to 100; null where there is no data for it."),
+        _number("sleep_component", "0 to 100; null where there is no data for it."),
+        _number("heart_rate_component", "0 to 100; null where there is no data for it."),
+        _number("load_component", "0 to 100; null where there is no data for it."),
+        _number("weight_stress", "Weight as used; those of the present components sum to 1.", null=False),
+        _number("weight_sleep", "Weight as used.", null=False),
+        _number("weight_heart_rate", "Weight as used.", null=False),
+        _number("weight_load", "Weight as used.", null=False),
+        _number("present_weight", "Weight of the present components before that; at least 0.55.", null=False),
+        Column("baseline_days", "integer", "Days in the shortest baseline behind the score."),
+        Column("explanation", "text", "Why, in a sentence."),
+    ),
 )
+
+FORECASTS = EngineTable(
+    "forecasts",
+    "Where a metric is heading, from a line through the last 30 days. Grain: user, metric.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("metric_type", "text", "Metric of the catalogue.", key=True),
+        Column("as_of_date", "date", "The last local day with a value: where the forecast starts."),
+        Column("source", "text", "Source whose days the line is fitted to.", null=True),
+        Column("n_days", "integer", "Days with a value in the window."),
+        Column("window_start", "date", "First day of the 30-day window."),
+        Column("window_end", "date", "Last day of the window."),
+        _number("slope_per_day", "Slope of the line, metric unit a day; null under 14 days."),
+        _number("slope_low", "Lower end of the slope's 95 % interval, allowing for autocorrelation."),
+        _number("slope_high", "Upper end of it."),
+        _number("intercept_value", "The line's value on as_of_date."),
+        _number("r_squared", "Describes the fit; no evidence of a trend."),
+        _number("residual_sd", "Standard deviation of the residuals."),
+        _number("autocorrelation", "Lag-1 autocorrelation of the residuals."),
+        *(
+            _number(f"{part}_{days}d", f"{words} {days} days ahead, metric unit.")
+            for days in (7, 14, 30)
+            for part, words in (
+                ("predicted", "Expected value"),
+                ("low", "Lower end of the 80 % range"),
+                ("high", "Upper end of the 80 % range"),
+            )
+        ),
+        _number("target_value", "The user's goal, if there is one (ops.goals)."),
+        Column("target_date", "date", "By when.", null=True),
+        Column(
+            "projected_date", "date", "When the line meets the goal; null if it cannot be said.", null=True
+        ),
+        Column("projected_reason", "text", "on_course, or why there is no date.", null=True),
+        Column("sentence", "text", "The forecast in words."),
+    ),
+)
+
+TABLES = (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +183,39 @@ class Scope:
 
 
 def ensure_engine_tables(warehouse: Warehouse) -> None:
-    """Create the engine's tables where they are missing, with row-level security."""
+    """Create the engine's tables where they are missing, with comments and row-level security.
+
+    `_engine_watermarks` says how far each table has read the queue of changed days.
+    """
+    import sqlalchemy as sa
+
     with warehouse.engine.begin() as connection:
-        connection.execute(sa.schema.CreateSchema(SCHEMA, if_not_exists=True))
-        metadata.create_all(connection, checkfirst=True)
-        for table in (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS):
-            connection.execute(sa.text("select ops.secure_table(:name)"), {"name": f"{SCHEMA}.{table.name}"})
+        for statement in (
+            f"create schema if not exists {SCHEMA}",
+            f"create table if not exists {SCHEMA}._engine_watermarks "
+            "(table_name text primary key, change_id bigint not null)",
+        ):
+            connection.execute(sa.text(statement))
+        for table in TABLES:
+            name = f"{SCHEMA}.{table.name}"
+            if connection.execute(sa.text("select to_regclass(:name)"), {"name": name}).scalar() is None:
+                for statement in _create_statements(table):
+                    connection.exec_driver_sql(statement)
+            connection.execute(sa.text("select ops.secure_table(:name)"), {"name": name})
+
+
+def _create_statements(table: EngineTable) -> Iterator[str]:
+    columns = [
+        f"{column.name} {column.sql_type}{'' if column.null else ' not null'}" for column in table.columns
+    ]
+    yield f"create table {SCHEMA}.{table.name} ({', '.join(columns)}, primary key ({', '.join(table.keys)}))"
+    yield f"comment on table {SCHEMA}.{table.name} is {_literal(table.comment)}"
+    for column in table.columns:
+        yield f"comment on column {SCHEMA}.{table.name}.{column.name} is {_literal(column.comment)}"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''").replace("%", "%%") + "'"
 
 
 #: A goal that was set, moved or dropped since the forecast was made changes that forecast.
@@ -180,12 +236,14 @@ _CHANGED_GOALS = """
 """
 
 
-def changed_users(warehouse: Warehouse, table: sa.Table) -> tuple[int, list[Scope]]:
+def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[Scope]]:
     """What a table has to compute anew: the queue's last change, and the users by how far back they changed.
 
     A user's days start at the first that changed, or after the last the table has, whichever is earlier, and
     end at the last day of which there is any data.
     """
+    import sqlalchemy as sa
+
     query = sa.text(
         f"""
         with changed as (
@@ -210,7 +268,7 @@ def changed_users(warehouse: Warehouse, table: sa.Table) -> tuple[int, list[Scop
             group by user_id
         ),
         computed as (
-            select user_id, max({_day_column(table)}) as last_day
+            select user_id, max({table.day}) as last_day
             from health.{table.name}
             where user_id in (select user_id from changed) group by user_id
         )
@@ -229,10 +287,6 @@ def changed_users(warehouse: Warehouse, table: sa.Table) -> tuple[int, list[Scop
         last_change: int = newest.scalar_one()
         rows = connection.execute(query, {"table": table.name}).all()
     return last_change, _group(rows)
-
-
-def _day_column(table: sa.Table) -> str:
-    return "local_date" if "local_date" in table.c else "as_of_date"
 
 
 def _group(rows: Sequence[Any]) -> list[Scope]:
@@ -254,18 +308,22 @@ def _group(rows: Sequence[Any]) -> list[Scope]:
     ]
 
 
-def mark_computed(warehouse: Warehouse, table: sa.Table, last_change: int) -> None:
+def mark_computed(warehouse: Warehouse, table: EngineTable, last_change: int) -> None:
     """The table has taken the queue up to this change; what every table has taken leaves the queue."""
+    import sqlalchemy as sa
+
     with warehouse.engine.begin() as connection:
         connection.execute(
-            sa.dialects.postgresql.insert(WATERMARKS)
-            .values(table_name=table.name, change_id=last_change)
-            .on_conflict_do_update(index_elements=["table_name"], set_={"change_id": last_change})
+            sa.text(
+                "insert into health._engine_watermarks values (:table, :change) "
+                "on conflict (table_name) do update set change_id = excluded.change_id"
+            ),
+            {"table": table.name, "change": last_change},
         )
         connection.execute(
             sa.text(
-                "delete from health._changed_daily where change_id <= "
-                "(select min(change_id) from health._engine_watermarks having count(*) = 4)"
+                "delete from health._changed_daily where change_id <= "  # noqa: S608
+                f"(select min(change_id) from health._engine_watermarks having count(*) = {len(TABLES)})"
             )
         )
 
@@ -276,7 +334,7 @@ def read_frame(warehouse: Warehouse, query: str) -> pd.DataFrame:
 
     with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
         cursor.execute(query)
-        table: pa.Table = cursor.fetch_arrow_table()
+        table = cursor.fetch_arrow_table()
     frame: pd.DataFrame = table.to_pandas(date_as_object=False)
     return frame
 
@@ -292,25 +350,24 @@ def text_array(names: Iterable[str]) -> str:
     return f"array[{quoted}]::text[]"
 
 
-def replace_rows(warehouse: Warehouse, table: sa.Table, frame: pd.DataFrame, scope: Scope) -> int:
+def replace_rows(warehouse: Warehouse, table: EngineTable, frame: pd.DataFrame, scope: Scope) -> int:
     """Make the table's rows of the scope equal to `frame`; touches only rows that differ. Returns how many.
 
     In scope are the scope's users from its first day to each one's last day of data; what `frame` has beyond
     a user's last day is left out.
     """
+    import pyarrow as pa
     from adbc_driver_postgresql import dbapi
     from pandas import Series
 
     last_days = Series(scope.last_days, index=scope.user_ids, dtype="datetime64[us]")
-    frame = frame[frame[_day_column(table)] <= frame["user_id"].map(last_days)]
+    frame = frame[frame[table.day] <= frame["user_id"].map(last_days)]
 
-    columns = [column.name for column in table.c]
-    keys = [column.name for column in table.primary_key]
+    columns, keys, day = table.names, table.keys, table.day
     rest = [name for name in columns if name not in keys]
-    day = _day_column(table)
     result = pa.Table.from_pandas(frame[columns], preserve_index=False)
-    for position, column in enumerate(table.c):
-        if isinstance(column.type, sa.Date):
+    for position, column in enumerate(table.columns):
+        if column.sql_type == "date":
             result = result.set_column(position, column.name, result[column.name].cast(pa.date32()))
     users = array_literal(scope.user_ids)
     # A table of one row a user and metric is made anew as a whole; the others from the first day on.

@@ -15,7 +15,11 @@ begin
     foreach role_name in array array['health_analyst', 'health_subject'] loop
         begin
             if not exists (select from pg_roles where rolname = role_name) then
-                execute format('create role %I nologin', role_name);
+                begin
+                    execute format('create role %I nologin', role_name);
+                exception when duplicate_object or unique_violation then
+                    null; -- made meanwhile by the migration of another database of this server
+                end;
             end if;
             -- The role that runs the pipeline reads as them (health-pipeline query --as-user).
             if not pg_has_role(current_user, role_name, 'member') then
