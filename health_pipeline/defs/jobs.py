@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from health_pipeline.defs.partitions import DAILY
 from health_pipeline.defs.sources import FETCHED, UPLOADED, raw_key
 from health_pipeline.staging.tables import schema_name
 
@@ -19,7 +18,6 @@ def _from_door(providers: list) -> dg.AssetSelection:  # type: ignore[type-arg]
 daily_refresh = dg.define_asset_job(
     "daily_refresh",
     selection=_from_door(FETCHED) | _DERIVED,
-    partitions_def=DAILY,
     description="Everything the day's data needs, from the providers' APIs to the forecasts.",
 )
 
@@ -27,7 +25,6 @@ daily_refresh = dg.define_asset_job(
 file_upload = dg.define_asset_job(
     "file_upload",
     selection=_from_door(UPLOADED) | _DERIVED,
-    partitions_def=DAILY,
     description="Files of the inbox and of `health-pipeline upload`, from the file to the forecasts.",
 )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from health_pipeline.warehouse.engine_tables import read_frame
+from health_pipeline.warehouse.engine_tables import HORIZONS, read_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,13 +76,10 @@ def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
             f"and date '{row['window_end']:%Y-%m-%d}' order by local_date",
         )
         axis.plot(past["local_date"], past["metric_value"], ".", markersize=4, color="black")
-        ahead = [row["as_of_date"] + pd.Timedelta(days=days) for days in (0, 7, 14, 30)]
-        fan = {
-            part: [row["intercept_value"], *(row[f"{part}_{days}d"] for days in (7, 14, 30))]
-            for part in ("predicted", "low", "high")
-        }
+        ahead = [row["as_of_date"] + pd.Timedelta(days=days) for days in HORIZONS]
+        fan = {part: [row[f"{part}_{days}d"] for days in HORIZONS] for part in ("predicted", "low", "high")}
         axis.fill_between(ahead, fan["low"], fan["high"], alpha=0.25, linewidth=0)
-        axis.plot(ahead, fan["predicted"], linewidth=1.5)
+        axis.plot([row["as_of_date"], *ahead], [row["intercept_value"], *fan["predicted"]], linewidth=1.5)
         start_value = row["intercept_value"] - row["slope_per_day"] * 29
         axis.plot(
             [row["window_start"], row["as_of_date"]], [start_value, row["intercept_value"]], linewidth=1

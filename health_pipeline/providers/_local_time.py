@@ -246,7 +246,7 @@ def _decide_date_order(
     if votes[0] and votes[1] and min(votes) * 10 > max(votes):
         raise UnreadableFileError(
             f"{votes[0]} dates can only be day-month-year and {votes[1]} only month-day-year; this looks "
-            "like two files joined, upload them apart or say which with date_order=dmy or date_order=mdy"
+            "like two files joined, upload them apart or say which with --date-order dmy or --date-order mdy"
         )
     if votes[0] != votes[1]:
         return "dmy" if votes[0] > votes[1] else "mdy"
@@ -265,7 +265,7 @@ def _decide_date_order(
         return "dmy" if joins[0] else "mdy"
     raise UnreadableFileError(
         "every date in this file can be read as day-month-year or as month-day-year (no part is above 12); "
-        "upload it again with date_order=dmy or date_order=mdy"
+        "upload it again with --date-order dmy or --date-order mdy"
     )
 
 

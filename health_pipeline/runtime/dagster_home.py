@@ -35,6 +35,9 @@ retention:
 
 telemetry:
   enabled: false
+
+nux:
+  enabled: false
 """
 
 

@@ -55,7 +55,7 @@ def run_demo(settings: Settings, warehouse: Warehouse, say: Say, *, days: int = 
         sandbox = start_sandbox(group, now=midnight.isoformat())
         settings = settings.model_copy(update={"sandbox_url": sandbox})
         say(f"sandbox answers at {sandbox}")
-        handles = _connect_people(settings, warehouse, get("oura"), sandbox)
+        handles = connect_people(settings, warehouse, get("oura"), sandbox)
         say(f"connected {', '.join(handles)} to Oura")
         _backfill(settings, warehouse, window, say, report)
         uploaded = _upload_glucose(settings, warehouse, window, say, report)
@@ -66,7 +66,7 @@ def run_demo(settings: Settings, warehouse: Warehouse, say: Say, *, days: int = 
     return report
 
 
-def _connect_people(settings: Settings, warehouse: Warehouse, provider: Provider, sandbox: str) -> list[str]:
+def connect_people(settings: Settings, warehouse: Warehouse, provider: Provider, sandbox: str) -> list[str]:
     import httpx
 
     endpoint = endpoint_of(provider, settings)

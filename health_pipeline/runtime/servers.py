@@ -23,6 +23,9 @@ from health_pipeline.warehouse.dbt_project import ensure_manifest
 
 Say = Callable[[str], None]
 
+#: Beside the package in a checkout; gives the code location its name.
+WORKSPACE = Path(__file__).resolve().parents[2] / "workspace.yaml"
+
 
 def needs_sandbox(settings: Settings) -> bool:
     """True where no provider has a client id and no sandbox is named: there is nobody to ask."""
@@ -70,14 +73,16 @@ def _serve(
         environment["HEALTH_PIPELINE_SANDBOX_URL"] = start_sandbox(group)
         say(f"sandbox    {environment['HEALTH_PIPELINE_SANDBOX_URL']}  (no provider is configured)")
     port = free_port(port or 3000)
-    module = ["-m", "health_pipeline.definitions"]
+    location = (
+        ["--workspace", str(WORKSPACE)] if WORKSPACE.exists() else ["-m", "health_pipeline.definitions"]
+    )
     bin_folder = Path(sys.executable).parent
     group.start(
         "webserver",
-        [str(bin_folder / "dagster-webserver"), *module, "--host", "127.0.0.1", "--port", str(port)],
+        [str(bin_folder / "dagster-webserver"), *location, "--host", "127.0.0.1", "--port", str(port)],
         environment,
     )
-    group.start("daemon", [str(bin_folder / "dagster-daemon"), "run", *module], environment)
+    group.start("daemon", [str(bin_folder / "dagster-daemon"), "run", *location], environment)
     wait_for_http(f"http://127.0.0.1:{port}/server_info", group, seconds=120)
     say(f"dagster    http://127.0.0.1:{port}")
     say("Ctrl-C ends all of it")

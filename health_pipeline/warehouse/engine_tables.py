@@ -128,6 +128,9 @@ RECOVERY_SCORES = EngineTable(
     ),
 )
 
+#: Days ahead for which a forecast has columns of its own.
+HORIZONS = (7, 14, 30)
+
 FORECASTS = EngineTable(
     "forecasts",
     "Where a metric is heading, from a line through the last 30 days. Grain: user, metric.",
@@ -148,7 +151,7 @@ FORECASTS = EngineTable(
         _number("autocorrelation", "Lag-1 autocorrelation of the residuals."),
         *(
             _number(f"{part}_{days}d", f"{words} {days} days ahead, metric unit.")
-            for days in (7, 14, 30)
+            for days in HORIZONS
             for part, words in (
                 ("predicted", "Expected value"),
                 ("low", "Lower end of the 80 % range"),

@@ -128,7 +128,7 @@ class TestRealFiles:
     @pytest.mark.parametrize("name", ["glyco_tiny_sample_mmol.csv", "glyco_tiny_sample_delimiter.csv"])
     def test_libreview_dates_that_can_be_read_two_ways(self, name: str) -> None:
         content = shared(f"cgm_libreview/{name}")
-        with pytest.raises(UnreadableFileError, match="date_order=dmy"):
+        with pytest.raises(UnreadableFileError, match="--date-order dmy"):
             parse("libreview", content)
         december = parse("libreview", content, date_order="dmy")
         assert rows(december)[0]["local_time"] in (

@@ -1,0 +1,57 @@
+"""The whole house for a module of tests: Postgres, S3, the sandbox over HTTP, Dagster's storage."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from house import House
+from seaweed import SeaweedServer
+
+from health_pipeline.sandbox.server import run_in_thread
+from health_pipeline.settings import load_settings
+from health_pipeline.warehouse import connection as warehouse_connection
+from health_pipeline.warehouse.connection import close_warehouse, open_warehouse
+from health_pipeline.warehouse.embedded import ServerAddress
+
+#: The sandbox's clock stands here.
+NOW = dt.datetime(2026, 3, 10, tzinfo=dt.UTC)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[SeaweedServer]:
+    with SeaweedServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def house(
+    postgres: ServerAddress,
+    s3: SeaweedServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[House]:
+    name = request.module.__name__.rsplit(".", 1)[-1]
+    home = tmp_path_factory.mktemp(name)
+    bucket = f"raw-{name.replace('_', '-')}"
+    before = dict(os.environ)
+    os.environ.update(s3.environment)
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    os.environ["HEALTH_PIPELINE_HOME"] = str(home)
+    os.environ["HEALTH_PIPELINE_DATABASE_URL"] = postgres.url(f"e2e_{name}", driver="postgresql")
+    os.environ["HEALTH_PIPELINE_DAGSTER_DATABASE_URL"] = postgres.url(f"e2e_{name}", driver="postgresql")
+    os.environ["HEALTH_PIPELINE_RAW_URL"] = f"s3://{bucket}/raw"
+    with run_in_thread(now=lambda: NOW) as sandbox:
+        os.environ["HEALTH_PIPELINE_SANDBOX_URL"] = sandbox.url
+        load_settings.cache_clear()
+        settings = load_settings()
+        opened_before, warehouse_connection._opened = warehouse_connection._opened, None
+        yield House(settings, open_warehouse(settings), sandbox, home)
+        close_warehouse()
+        warehouse_connection._opened = opened_before
+    os.environ.clear()
+    os.environ.update(before)
+    load_settings.cache_clear()

@@ -1,0 +1,136 @@
+"""What Dagster sees: assets, checks, jobs, the schedule and the sensor."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from health_pipeline.definitions import defs
+from health_pipeline.defs.jobs import inbox_sensor
+from health_pipeline.ingestion.inbox import open_inbox, receive_new_files
+from health_pipeline.raw.store import RawStore
+from health_pipeline.settings import Settings
+from health_pipeline.warehouse.connection import Warehouse
+
+MARTS = (
+    "health_metrics",
+    "glucose_readings",
+    "sleep_sessions",
+    "workouts",
+    "daily_metrics",
+    "metric_quarantine",
+)
+ENGINE = ("baselines", "training_loads", "recovery_scores", "forecasts")
+
+
+def specs() -> dict[str, dg.AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+
+
+def test_definitions_are_loadable() -> None:
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_everything_from_raw_to_forecasts_is_an_asset() -> None:
+    found = specs()
+    assert {"raw/oura", "raw/dexcom_clarity", "raw/libreview", "raw/nightscout", "raw/glucose_csv"} <= set(
+        found
+    )
+    assert {"staging_oura/sleep", "staging_oura/heartrate", "staging_libreview/readings"} <= set(found)
+    assert {f"health/{name}" for name in (*MARTS, *ENGINE)} <= set(found)
+
+
+def test_every_asset_says_what_it_is() -> None:
+    for key, spec in specs().items():
+        assert spec.description, f"{key} has no description"
+        assert spec.group_name not in (None, "default"), f"{key} has no group"
+        assert spec.owners, f"{key} has no owner"
+        assert spec.kinds, f"{key} has no kind"
+
+
+def test_tables_show_their_columns() -> None:
+    for name in (*MARTS, *ENGINE):
+        schema = specs()[f"health/{name}"].metadata["dagster/column_schema"]
+        assert isinstance(schema, dg.TableSchema)
+        assert all(column.description for column in schema.columns), name
+
+
+def test_lineage_runs_from_the_provider_to_the_score() -> None:
+    graph = defs.resolve_asset_graph()
+    score = dg.AssetKey(["health", "recovery_scores"])
+    ancestors = graph.get_ancestor_asset_keys(score)
+    assert dg.AssetKey(["raw", "oura"]) in ancestors
+    assert dg.AssetKey(["staging_oura", "sleep"]) in ancestors
+    assert dg.AssetKey(["health", "health_metrics"]) in ancestors
+
+
+def test_raw_and_staging_are_partitioned_by_day_and_backfill_as_one_run() -> None:
+    graph = defs.resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        if key.path[0] == "raw" or (key.path[0].startswith("staging_")):
+            assert isinstance(node.partitions_def, dg.DailyPartitionsDefinition), key
+            assert node.backfill_policy == dg.BackfillPolicy.single_run(), key
+        else:
+            assert node.partitions_def is None, key
+
+
+def test_dbt_tests_are_asset_checks() -> None:
+    checks = {
+        (check.asset_key.to_user_string(), check.name)
+        for check in defs.resolve_asset_graph().asset_check_keys
+    }
+    assert ("raw/oura", "accounts_healthy") in checks
+    assert ("staging_oura/quarantine", "records_accounted") in checks
+    assert ("health/metric_quarantine", "quarantined_share") in checks
+    assert any(asset == "health/health_metrics" and "primary_key" in name for asset, name in checks)
+
+
+def test_the_schedule_takes_the_day_before() -> None:
+    schedule = defs.resolve_schedule_def("daily_schedule")
+    context = dg.build_schedule_context(
+        scheduled_execution_time=dt.datetime(2026, 3, 10, 13, 0, tzinfo=dt.UTC),
+        repository_def=defs.get_repository_def(),
+    )
+    requests = schedule.evaluate_tick(context).run_requests
+    assert [request.partition_key for request in requests or []] == ["2026-03-09"]
+
+
+@pytest.fixture
+def inbox(settings: Settings) -> Path:
+    folder = Path(settings.inbox_location)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_the_sensor_asks_for_one_run_a_set_of_files(
+    inbox: Path, settings: Settings, warehouse: Warehouse, store: RawStore
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_sensor_context(instance=instance)
+        assert isinstance(inbox_sensor(context), dg.SkipReason)
+
+        (inbox / "walt").mkdir()
+        (inbox / "walt" / "a.csv").write_text("timestamp,glucose\n2026-03-01T08:00:00Z,100\n")
+        asked = inbox_sensor(context)
+        assert isinstance(asked, dg.SensorResult)
+        (request,) = asked.run_requests or []
+        assert request.partition_key == dt.datetime.now(dt.UTC).date().isoformat()
+        # A permanent run key would swallow the retry of a run that failed.
+        assert request.run_key is None
+        assert "walt" not in str(request.run_config)
+
+        run = dg.DagsterRun(job_name="file_upload", status=dg.DagsterRunStatus.STARTED)
+        instance.add_run(run)
+        waiting = dg.build_sensor_context(instance=instance, cursor=asked.cursor)
+        assert isinstance(inbox_sensor(waiting), dg.SkipReason)
+
+        instance.report_run_failed(run)
+        again = inbox_sensor(dg.build_sensor_context(instance=instance, cursor=asked.cursor))
+        assert isinstance(again, dg.SensorResult)
+
+        receive_new_files(warehouse, store, open_inbox(settings.inbox_location))
+        assert isinstance(inbox_sensor(waiting), dg.SkipReason)
