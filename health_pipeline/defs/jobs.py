@@ -1,5 +1,7 @@
 """When things run: the daily job, the file job, and the sensor that looks for files."""
 
+import datetime as dt
+
 import dagster as dg
 
 from health_pipeline.defs.sources import FETCHED, UPLOADED, raw_key
@@ -28,14 +30,17 @@ file_upload = dg.define_asset_job(
     description="Files of the inbox and of `health-pipeline upload`, from the file to the forecasts.",
 )
 
-#: Yesterday (UTC), at an hour when it is over everywhere; nights and revisions come with the look-back.
-daily_schedule = dg.build_schedule_from_partitioned_job(
-    daily_refresh,
-    name="daily_schedule",
-    hour_of_day=13,
+@dg.schedule(
+    job=daily_refresh,
+    cron_schedule="0 13 * * *",
+    execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Fetches the day before, with each entity's look-back for what was revised.",
 )
+def daily_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    # At 13:00 UTC yesterday is over everywhere on earth.
+    yesterday = context.scheduled_execution_time.date() - dt.timedelta(days=1)
+    return dg.RunRequest(partition_key=yesterday.isoformat())
 
 
 @dg.sensor(
@@ -45,8 +50,6 @@ daily_schedule = dg.build_schedule_from_partitioned_job(
     description="Looks for files in the inbox (HEALTH_PIPELINE_INBOX_URL) and asks for a run where there are new ones.",
 )
 def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    import datetime as dt
-
     from health_pipeline.ingestion.inbox import inbox_fingerprint, open_inbox, unseen_files
     from health_pipeline.settings import load_settings
     from health_pipeline.warehouse.connection import open_warehouse
