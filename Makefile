@@ -51,7 +51,7 @@ format: install  ## Format the code
 	@$(BIN)/ruff check --fix .
 
 lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--group dev --output-file requirements.lock pyproject.toml
 
