@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +19,10 @@ REFRESH_BUFFER = dt.timedelta(minutes=5)
 
 class ReconnectError(RuntimeError):
     """The account's tokens are gone or refused; only the person can mend that, by connecting again."""
+
+
+class RenewalError(RuntimeError):
+    """The tokens could not be renewed now, through no fault of theirs; they are kept and tried again."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,7 +44,8 @@ class ConnectedAccount:
     environment: str
 
 
-#: Trades a refresh token for a new pair; raises ReconnectError when the provider refuses it.
+#: Trades a refresh token for a new pair. Raises ReconnectError when the provider refuses the token,
+#: RenewalError when it cannot be asked or refuses us.
 Refresh = Callable[[str], Tokens]
 
 
@@ -117,7 +122,7 @@ def access_token(
     """A valid access token. Renews it when it is about to expire, or is the one the provider `rejected`.
 
     One renewal at a time an account: the row is locked and read again inside the lock, and the new pair is
-    committed before it is used. Raises ReconnectError.
+    committed before it is used. Raises ReconnectError, RenewalError, VaultError.
     """
     stored = sa.select(ConnectorToken).where(ConnectorToken.account_id == account_id)
     with engine.connect() as connection:
@@ -133,6 +138,9 @@ def access_token(
         if row is None or row.refresh_token is None:
             raise ReconnectError("the account has no token that could be renewed; connect it again")
         renewed = refresh(vault.decrypt(row.key_id, row.refresh_token))
+        if not renewed.scopes:
+            # RFC 6749, 5.1: an answer without a scope means that it is what it was.
+            renewed = replace(renewed, scopes=tuple(row.scopes))
         _save_tokens(connection, vault, account_id, renewed)
     return renewed.access_token
 

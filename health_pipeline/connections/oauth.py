@@ -11,9 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from health_pipeline.connections.accounts import ReconnectError, Refresh, Tokens
+from health_pipeline.connections.accounts import ReconnectError, Refresh, RenewalError, Tokens
 from health_pipeline.connections.endpoints import Endpoint
 
+#: What a provider calls a refresh token that will never be good again (RFC 6749 knows the first).
+_DEAD_GRANT = ("invalid_grant", "invalid_token", "access_denied")
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
 
@@ -56,9 +58,11 @@ def exchange(endpoint: Endpoint, redirect_uri: str, answer: str, state: str) -> 
         with _client(endpoint, redirect_uri=redirect_uri) as client:
             return _tokens(client.fetch_token(endpoint.oauth.token_url, code=query["code"]))
     except AuthlibBaseError as error:
-        raise ConsentError(f"the provider refused the code ({error.error}); connect again") from None
-    except httpx.HTTPError as error:
-        raise ConsentError(f"no answer from the token endpoint ({type(error).__name__}); try again") from None
+        problem = f"the provider refused the code ({error.error}); connect again"
+    except _UNUSABLE as error:
+        problem = f"the token endpoint gave no tokens ({_kind(error)}); try again"
+    # Outside the handler: what it caught holds the request, and that holds the code and our secret.
+    raise ConsentError(problem)
 
 
 def connect_with_hint(
@@ -75,22 +79,46 @@ def connect_with_hint(
 
 
 def refresher(endpoint: Endpoint) -> Refresh:
-    """A function that trades a refresh token for a new pair at the provider's token endpoint."""
+    """A function that trades a refresh token for a new pair at the provider's token endpoint.
+
+    It raises ReconnectError and RenewalError.
+    """
 
     def refresh(refresh_token: str) -> Tokens:
         from authlib.common.errors import AuthlibBaseError
 
+        problem: Exception
         try:
             with _client(endpoint) as client:
-                answer = client.refresh_token(endpoint.oauth.token_url, refresh_token=refresh_token)
+                return _tokens(client.refresh_token(endpoint.oauth.token_url, refresh_token=refresh_token))
         except AuthlibBaseError as error:
-            raise ReconnectError(f"the provider refused the refresh token ({error.error})") from None
-        renewed = _tokens(answer)
-        if renewed.refresh_token is None:
-            return Tokens(renewed.access_token, refresh_token, renewed.expires_at, renewed.scopes)
-        return renewed
+            if error.error in _DEAD_GRANT:
+                problem = ReconnectError(f"the provider refused the refresh token ({error.error})")
+            elif error.error in ("invalid_client", "unauthorized_client"):
+                problem = RenewalError(
+                    f"the provider refused our client ({error.error}); check its …_CLIENT_ID and "
+                    "…_CLIENT_SECRET settings"
+                )
+            else:
+                problem = RenewalError(
+                    f"the token endpoint refused to renew ({error.error}); try again later"
+                )
+        except _UNUSABLE as error:
+            problem = RenewalError(f"the token endpoint gave no tokens ({_kind(error)}); try again later")
+        # Outside the handler: what it caught holds the request, and that holds the token and our secret.
+        raise problem
 
     return refresh
+
+
+#: What an answer that is no answer raises: no connection, a server error, a body without tokens.
+_UNUSABLE = (httpx.HTTPError, ValueError, TypeError, KeyError)
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return str(error.response.status_code)
+    return type(error).__name__ if isinstance(error, httpx.HTTPError) else "unreadable answer"
 
 
 def _tokens(answer: Mapping[str, Any]) -> Tokens:

@@ -48,8 +48,11 @@ def ensure_user(connection: sa.Connection, handle: str, time_zone: str | None = 
             .values(handle=handle, time_zone=time_zone)
             .on_conflict_do_nothing(index_elements=[User.handle])
         )
-    elif known.time_zone is None and time_zone is not None:
-        connection.execute(sa.update(User).where(User.handle == handle).values(time_zone=time_zone))
+    if time_zone is not None and (known is None or known.time_zone is None):
+        # Whoever came first has the row locked, and their zone stays.
+        connection.execute(
+            sa.update(User).where(User.handle == handle, User.time_zone.is_(None)).values(time_zone=time_zone)
+        )
     found = find_user(connection, handle)
     assert found is not None
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -14,20 +15,21 @@ KEY_FILE = "vault.key"
 
 
 class VaultError(RuntimeError):
-    """A token cannot be read: the key it was written with is not among those given."""
+    """A key is not one, or a token cannot be read with the keys given."""
 
 
 class Vault:
-    """Encrypts with the newest key and decrypts with whichever key an entry names."""
+    """Encrypts with the newest key (the first) and decrypts with whichever key an entry names.
+
+    Raises VaultError where one of the keys is not one.
+    """
 
     def __init__(self, keys: list[str]) -> None:
         try:
             self._keys = {_key_id(key): Fernet(key) for key in keys}
-        except ValueError:
-            raise VaultError(
-                "the vault's key is not a Fernet key (32 bytes, URL-safe base64); check HEALTH_PIPELINE_VAULT_KEY"
-            ) from None
-        self._newest = _key_id(keys[0])
+            self._newest = _key_id(keys[0])
+        except (ValueError, IndexError):
+            raise VaultError("not a Fernet key (32 bytes, URL-safe base64)") from None
 
     def encrypt(self, text: str) -> tuple[str, bytes]:
         """The key's id and the ciphertext."""
@@ -46,11 +48,23 @@ class Vault:
 
 
 def open_vault(settings: Settings | None = None) -> Vault:
-    """The vault with the keys of the environment, else with the key file of the home, made on first use."""
+    """The vault with the keys of the environment, else with the key file of the home, made on first use.
+
+    Raises VaultError, which names the setting or the file, where a key is not one.
+    """
     settings = settings or load_settings()
-    if settings.vault_key is not None:
-        return Vault([key.strip() for key in settings.vault_key.get_secret_value().split(",")])
-    return Vault(_key_file(settings.home_path / KEY_FILE).split())
+    path = settings.home_path / KEY_FILE
+    try:
+        if settings.vault_key is not None:
+            return Vault([key.strip() for key in settings.vault_key.get_secret_value().split(",")])
+        return Vault(_key_file(path).split())
+    except VaultError as error:
+        if settings.vault_key is not None:
+            raise VaultError(f"HEALTH_PIPELINE_VAULT_KEY is {error}") from None
+        raise VaultError(
+            f"{path} is {error}; restore it. Without it no stored token can be read: move it away only to "
+            "connect every account again"
+        ) from None
 
 
 def _key_file(path: Path) -> str:
@@ -59,8 +73,8 @@ def _key_file(path: Path) -> str:
         return path.read_text()
     except FileNotFoundError:
         pass
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    # A name of its own: in a container every command, and what a killed one left, has the same process id.
+    descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     with os.fdopen(descriptor, "wb") as file:
         file.write(Fernet.generate_key() + b"\n")
         file.flush()
@@ -70,7 +84,7 @@ def _key_file(path: Path) -> str:
     except FileExistsError:
         pass
     finally:
-        draft.unlink()
+        Path(draft).unlink()
     return path.read_text()
 
 

@@ -30,6 +30,7 @@ file_upload = dg.define_asset_job(
     description="Files of the inbox and of `health-pipeline upload`, from the file to the forecasts.",
 )
 
+
 @dg.schedule(
     job=daily_refresh,
     cron_schedule="0 13 * * *",

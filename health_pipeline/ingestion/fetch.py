@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from health_pipeline.connections.accounts import (
     ConnectedAccount,
     ReconnectError,
+    RenewalError,
     access_token,
     active_accounts,
     record_failure,
@@ -18,16 +19,18 @@ from health_pipeline.connections.accounts import (
 )
 from health_pipeline.connections.endpoints import Endpoint, endpoint_of
 from health_pipeline.connections.oauth import refresher
-from health_pipeline.connections.vault import Vault
+from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.providers.base import Entity, Provider, Window
 from health_pipeline.providers.http import (
     ApiClient,
     AuthorizationError,
     CircuitBreaker,
+    MalformedResponseError,
     PermissionMissingError,
     ProviderError,
     ProviderUnavailableError,
     RateLimiter,
+    RequestRejectedError,
 )
 from health_pipeline.raw.index import Delivery, receive
 from health_pipeline.raw.store import RawStore
@@ -160,6 +163,8 @@ def _fetch_account(
         record_failure(engine, account.account_id, result.error)
         return result
     started_at = dt.datetime.now(dt.UTC)
+    reconnect = False
+    refused: list[str] = []
     try:
         for entity in provider.entities:
             if entity.endpoint is None:
@@ -168,24 +173,32 @@ def _fetch_account(
                 _fetch_entity(warehouse, store, provider, client, account, entity, window, result)
             except PermissionMissingError:
                 result.missing_entities.append(entity.name)
+            except (MalformedResponseError, RequestRejectedError) as error:
+                # It is about this entity; the others may be well.
+                refused.append(str(error))
     except (AuthorizationError, ReconnectError) as error:
         result.error = f"{error}; connect {provider.title} again"
-        record_failure(engine, account.account_id, result.error, reconnect=True)
-    except ProviderError as error:
+        reconnect = True
+    except (ProviderError, RenewalError, VaultError) as error:
         result.error = str(error)
-        result.outage = isinstance(error, ProviderUnavailableError)
-        record_failure(engine, account.account_id, result.error)
+        result.outage = isinstance(error, ProviderUnavailableError | RenewalError)
     else:
-        warning = None
-        if result.missing_entities:
-            warning = (
-                f"no permission for {', '.join(result.missing_entities)}: the scope was not granted or the "
-                "subscription has lapsed"
-            )
-        record_success(engine, account.account_id, started_at, warning)
-    if result.error is not None:
+        result.error = "; ".join(refused) or None
+    if result.error is None:
+        record_success(engine, account.account_id, started_at, _warning(result))
+    else:
+        record_failure(engine, account.account_id, result.error, reconnect=reconnect)
         logger.warning("%s account %s: %s", provider.name, account.account_id, result.error)
     return result
+
+
+def _warning(result: AccountResult) -> str | None:
+    if not result.missing_entities:
+        return None
+    return (
+        f"no permission for {', '.join(result.missing_entities)}: the scope was not granted or the "
+        "subscription has lapsed"
+    )
 
 
 def _fetch_entity(

@@ -6,12 +6,14 @@ with the reason, so that a bad file is reported once and not read at every look.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -19,10 +21,11 @@ from sqlalchemy.dialects.postgresql import insert
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.ingestion.upload import upload
 from health_pipeline.providers.base import UnreadableFileError
-from health_pipeline.raw.index import ConflictingUploadError
 from health_pipeline.raw.store import RawStore
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.models import InboxFile
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,11 @@ class InboxEntry:
 
 
 class Inbox(Protocol):
-    def entries(self) -> Iterator[InboxEntry]: ...
-    def read(self, location: str) -> bytes: ...
+    def entries(self) -> Iterator[InboxEntry]:
+        """Whole files: not hidden, not on their way."""
+
+    def read(self, location: str) -> bytes:
+        """Raises OSError where the file is gone or cannot be had."""
 
 
 class FolderInbox:
@@ -46,11 +52,10 @@ class FolderInbox:
 
     def entries(self) -> Iterator[InboxEntry]:
         self._root.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self._root.glob("*/**/*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(self._root).parts)
-            if path.is_file() and not hidden and path.suffix not in (".part", ".tmp", ".crdownload"):
+        for path in sorted(self._root.rglob("*")):
+            location = path.relative_to(self._root).as_posix()
+            if _is_whole(location) and path.is_file():
                 status = path.stat()
-                location = path.relative_to(self._root).as_posix()
                 yield InboxEntry(location, f"{status.st_size}:{status.st_mtime_ns}")
 
     def read(self, location: str) -> bytes:
@@ -74,11 +79,27 @@ class S3Inbox:
         for page in pages:
             for item in page.get("Contents", []):
                 location = item["Key"].removeprefix(self._prefix)
-                if "/" in location and not location.endswith("/"):
-                    yield InboxEntry(location, item["ETag"].strip('"'))
+                if _is_whole(location):
+                    # An ETag alone would not tell that an earlier content came back.
+                    changed_at = item["LastModified"].isoformat()
+                    yield InboxEntry(location, f"{item['ETag'].strip(chr(34))}:{changed_at}")
 
     def read(self, location: str) -> bytes:
-        return self._client.get_object(Bucket=self._bucket, Key=self._prefix + location)["Body"].read()
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + location)
+            return answer["Body"].read()
+        except ClientError as error:
+            raise OSError(errno.EIO, str(error.response["Error"]["Code"])) from None
+        except BotoCoreError as error:
+            raise OSError(errno.EIO, type(error).__name__) from None
+
+
+def _is_whole(location: str) -> bool:
+    """Whether this is a file that somebody put there, and not hidden, a folder or on its way."""
+    hidden = any(part.startswith(".") for part in location.split("/"))
+    return not hidden and not location.endswith(("/", ".part", ".tmp", ".crdownload"))
 
 
 def open_inbox(url: str) -> Inbox:
@@ -86,7 +107,7 @@ def open_inbox(url: str) -> Inbox:
     parts = urlsplit(url)
     if parts.scheme == "s3":
         return S3Inbox(parts.netloc, parts.path)
-    return FolderInbox(Path(parts.path if parts.scheme == "file" else url))
+    return FolderInbox(Path(unquote(parts.path) if parts.scheme == "file" else url).expanduser())
 
 
 @dataclass(slots=True)
@@ -114,17 +135,23 @@ def inbox_fingerprint(entries: list[InboxEntry]) -> str:
 
 
 def receive_new_files(warehouse: Warehouse, store: RawStore, inbox: Inbox) -> InboxReport:
-    """Take every unseen file into raw. A file that cannot be read is recorded with the reason, and stays."""
+    """Take every unseen file into raw. A file that cannot be read is recorded with the reason, and stays.
+
+    A file that cannot be opened now is looked at again next time. Raises RawStoreUnavailableError.
+    """
     report = InboxReport()
     for entry in unseen_files(warehouse.engine, inbox):
-        handle = entry.location.split("/", 1)[0]
+        try:
+            content = inbox.read(entry.location)
+        except OSError as error:
+            # Taken away meanwhile, or not ours to read: its fingerprint would not tell when that is mended.
+            logger.warning("inbox: %s cannot be opened (%s)", entry.location, error.strerror)
+            continue
         raw_object_id, message = None, None
         try:
-            with warehouse.engine.begin() as connection:
-                user = ensure_user(connection, handle)
-            raw_object_id = upload(warehouse, store, user, inbox.read(entry.location)).receipt.raw_object_id
+            raw_object_id = _receive_file(warehouse, store, entry.location, content)
             report.received += 1
-        except (UnreadableFileError, ConflictingUploadError, ValueError) as error:
+        except ValueError as error:  # unreadable, in conflict with an earlier upload, in nobody's folder
             message = str(error)
             report.rejected += 1
         with warehouse.engine.begin() as connection:
@@ -140,3 +167,12 @@ def receive_new_files(warehouse: Warehouse, store: RawStore, inbox: Inbox) -> In
                 .on_conflict_do_nothing()
             )
     return report
+
+
+def _receive_file(warehouse: Warehouse, store: RawStore, location: str, content: bytes) -> int:
+    handle, separator, _ = location.partition("/")
+    if not separator:
+        raise UnreadableFileError("whose file is it? Put it into a folder of the inbox named like the user")
+    with warehouse.engine.begin() as connection:
+        user = ensure_user(connection, handle)
+    return upload(warehouse, store, user, content).receipt.raw_object_id

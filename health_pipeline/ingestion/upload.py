@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from health_pipeline.connections.users import UserRecord
 from health_pipeline.providers.base import Parsed, Provider, RawDocument, UnreadableFileError
-from health_pipeline.providers.registry import get, recognise
+from health_pipeline.providers.registry import all_providers, recognise
 from health_pipeline.raw.index import Delivery, Receipt, receive
 from health_pipeline.raw.store import RawStore
 from health_pipeline.warehouse.connection import Warehouse
@@ -48,7 +48,7 @@ def upload(
     received_at = received_at or dt.datetime.now(dt.UTC)
     zone = time_zone or user.time_zone
     entity = provider.entities[0].name
-    parsed = provider.parse(RawDocument(entity, content, received_at, zone, context or {}))
+    parsed = _parse(provider, RawDocument(entity, content, received_at, zone, context or {}))
     if parsed.records_in == 0:
         raise UnreadableFileError(f"the file is a {provider.title} file without a single record")
     today = received_at.date()
@@ -75,10 +75,26 @@ def upload(
 
 
 def _provider(kind: str) -> Provider:
-    provider = get(kind)
+    provider = all_providers().get(kind)
+    if provider is None:
+        known = ", ".join(name for name, each in all_providers().items() if each.door == "upload")
+        raise UnreadableFileError(f"there is no kind of file {kind!r}; there are {known}")
     if provider.door != "upload":
         raise UnreadableFileError(f"{kind} is not a kind of file; its data is fetched over HTTP")
     return provider
+
+
+def _parse(provider: Provider, document: RawDocument) -> Parsed:
+    try:
+        return provider.parse(document)
+    except UnreadableFileError:
+        raise
+    except Exception as error:
+        problem = type(error).__name__
+    # Outside the handler, and only the type: a parser's own message may quote the data.
+    raise UnreadableFileError(
+        f"the file looks like a {provider.title} file, and reading it fails ({problem}); please report that"
+    )
 
 
 def _content_type(content: bytes) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -78,20 +79,21 @@ def receive(engine: sa.Engine, store: RawStore, deliveries: Sequence[Delivery]) 
 
     Raises ConflictingUploadError, RawStoreUnavailableError.
     """
-    receipts: list[Receipt] = []
+    # In an order, so that two writers of several subjects do not wait for each other.
+    user_ids = sorted({delivery.user_id for delivery in deliveries})
     with engine.begin() as connection:
-        subjects: dict[int, uuid.UUID] = {}
-        for delivery in deliveries:
-            if delivery.user_id not in subjects:
-                subject = subject_id_of(connection, delivery.user_id)
-                # One writer a subject: two deliveries of the same bytes must see each other.
-                connection.execute(
-                    sa.text("select pg_advisory_xact_lock(hashtextextended(:subject, 0))"),
-                    {"subject": str(subject)},
-                )
-                subjects[delivery.user_id] = subject
-            receipts.append(_receive_one(connection, store, subjects[delivery.user_id], delivery))
-    return receipts
+        # Kept whatever becomes of the rest: an object under a subject that nobody is could not be erased.
+        subjects = {user_id: subject_id_of(connection, user_id) for user_id in user_ids}
+    with engine.begin() as connection:
+        for subject in subjects.values():
+            # One writer a subject: two deliveries of the same bytes must see each other.
+            connection.execute(
+                sa.text("select pg_advisory_xact_lock(hashtextextended(:subject, 0))"),
+                {"subject": str(subject)},
+            )
+        return [
+            _receive_one(connection, store, subjects[delivery.user_id], delivery) for delivery in deliveries
+        ]
 
 
 def _receive_one(
@@ -105,29 +107,22 @@ def _receive_one(
         RawObject.entity == delivery.entity,
     )
     known = connection.execute(
-        sa.select(RawObject.raw_object_id, RawObject.received_at, RawObject.object_key, RawObject.time_zone)
+        sa.select(RawObject)
         .where(same_series, RawObject.sha256 == sha256)
         .order_by(RawObject.received_at.desc(), RawObject.raw_object_id.desc())
         .limit(1)
     ).one_or_none()
     if known is not None:
-        if delivery.door == "upload" and known.time_zone != delivery.time_zone:
-            raise ConflictingUploadError(
-                f"this file was uploaded before with the time zone {known.time_zone}; its readings would be "
-                f"counted twice under {delivery.time_zone}. Upload it with the same time zone."
-            )
-        superseded = connection.execute(
-            sa.select(sa.literal(1))
-            .where(
-                same_series,
-                RawObject.received_at > known.received_at,
-                RawObject.sha256 != sha256,
-                RawObject.partition_start <= delivery.partition_end,
-                RawObject.partition_end >= delivery.partition_start,
-            )
-            .limit(1)
-        ).one_or_none()
-        if superseded is None:
+        newly_zoned = False
+        if delivery.door == "upload" and delivery.time_zone not in (None, known.time_zone):
+            if known.time_zone is not None:
+                raise ConflictingUploadError(
+                    f"this file was uploaded before with the time zone {known.time_zone}; its readings would "
+                    f"be counted twice under {delivery.time_zone}. Upload it with the same time zone."
+                )
+            # Its local times, if it has any, could not be read then.
+            newly_zoned = True
+        if not newly_zoned and not _superseded(connection, same_series, known, delivery):
             return Receipt(known.raw_object_id, False, sha256, size)
         key = known.object_key
     else:
@@ -161,6 +156,30 @@ def _receive_one(
         .returning(RawObject.raw_object_id)
     ).scalar_one()
     return Receipt(raw_object_id, True, sha256, size)
+
+
+def _superseded(
+    connection: sa.Connection, same_series: sa.ColumnElement[bool], known: Any, delivery: Delivery
+) -> bool:
+    """Whether other bytes about the same days came after the known ones."""
+    if delivery.door == "fetch":
+        same_days = sa.and_(
+            RawObject.partition_start <= delivery.partition_end,
+            RawObject.partition_end >= delivery.partition_start,
+        )
+    else:
+        # The partition of what was sent to us is the day it came; what is not parsed yet may be of any day.
+        same_days = sa.and_(
+            sa.func.coalesce(RawObject.data_start_date, dt.date.min) <= (known.data_end_date or dt.date.max),
+            sa.func.coalesce(RawObject.data_end_date, dt.date.max) >= (known.data_start_date or dt.date.min),
+        )
+    newer = sa.select(sa.literal(1)).where(
+        same_series,
+        RawObject.received_at > known.received_at,
+        RawObject.sha256 != known.sha256,
+        same_days,
+    )
+    return connection.execute(newer.limit(1)).one_or_none() is not None
 
 
 def count_received(engine: sa.Engine, first: dt.date, last: dt.date) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 import pyarrow as pa
@@ -27,13 +27,20 @@ from health_pipeline.providers.base import (
     UnreadableFileError,
     Window,
 )
-from health_pipeline.raw.store import RawStore
+from health_pipeline.raw.store import (
+    RawObjectCorruptError,
+    RawObjectMissingError,
+    RawObjectTooLargeError,
+    RawStore,
+    RawStoreError,
+)
 from health_pipeline.staging.tables import ensure_tables, schema_name, table_schemas
 from health_pipeline.warehouse.connection import Warehouse
 
 #: A load holds about this many bytes of raw content, which bounds the memory of a backfill of any length.
 _BATCH_BYTES = 64 * 1024 * 1024
 _LOAD_LOCK = 7_104_114_824
+_ERRORS_SHOWN = 5
 #: Columns of staging tables that say when a record is of.
 _DAY_COLUMNS = {"day", "recorded_at", "bedtime_start", "start_datetime", "timestamp"}
 
@@ -77,8 +84,8 @@ def stage(
     `replay` takes the objects of the window that are staged already, too: the parser reads them again.
     `on_progress` is called with (objects done, objects in all).
 
-    Raises RawObjectMissingError, RawStoreUnavailableError and database errors; objects staged before the
-    error stay staged.
+    Raises RawStoreUnavailableError and database errors; objects staged before the error stay staged. Raises
+    RawStoreError, after all others are staged, where objects are missing or corrupt: they stay pending.
     """
     report = StagingReport(provider.name)
     with warehouse.engine.connect() as guard:
@@ -94,8 +101,9 @@ def stage(
                 _remove_unfinished_loads(connection, provider)
                 pending = _pending_objects(connection, provider, window, replay=replay)
             done = 0
+            unreadable: list[str] = []
             for batch in _batches(pending):
-                _load_batch(warehouse, store, provider, batch, report)
+                unreadable += _load_batch(warehouse, store, provider, batch, report)
                 done += len(batch)
                 if on_progress is not None:
                     on_progress(done, len(pending))
@@ -103,6 +111,13 @@ def stage(
             guard.rollback()
             guard.execute(sa.text("select pg_advisory_unlock_all()"))
             guard.commit()
+    if unreadable:
+        shown = "; ".join(unreadable[:_ERRORS_SHOWN]) + ("; …" if len(unreadable) > _ERRORS_SHOWN else "")
+        what = "1 raw object" if len(unreadable) == 1 else f"{len(unreadable)} raw objects"
+        raise RawStoreError(
+            f"{what} of {provider.name} cannot be read, all others are staged. Restore from a backup of the "
+            f"raw store: {shown}"
+        )
     return report
 
 
@@ -170,7 +185,8 @@ def _load_batch(
     provider: Provider,
     batch: list[PendingObject],
     report: StagingReport,
-) -> None:
+) -> list[str]:
+    """Stage a batch; returns what is wrong with the objects that could not be read."""
     schema = schema_name(provider.name)
     with warehouse.engine.begin() as connection:
         load_id = connection.execute(
@@ -182,8 +198,14 @@ def _load_batch(
     chunks: dict[str, list[pa.Table]] = {name: [] for name in schemas}
     markers = []
     days: list[dict[str, object]] = []
+    unreadable: list[str] = []
     for item in batch:
-        parsed = _parse(provider, item, store.get(item.object_key))
+        try:
+            content = store.get(item.object_key)
+        except (RawObjectMissingError, RawObjectCorruptError, RawObjectTooLargeError) as error:
+            unreadable.append(str(error))
+            continue
+        parsed = _parse(provider, item, content)
         rows: Counter[str] = Counter()
         for name, table in {**parsed.tables, "quarantine": parsed.quarantine}.items():
             if table.num_rows:
@@ -218,15 +240,16 @@ def _load_batch(
     with warehouse.engine.begin() as connection:
         for name, table in tables.items():
             _analyze_if_grown(connection, f'{schema}."{name}"', table.num_rows)
-        connection.execute(
-            sa.text(
-                f"insert into {schema}.staged_objects (raw_object_id, load_id, parser_version, records_in, "  # noqa: S608
-                "records_loaded, records_quarantined, records_skipped, rows_staged, notes) values "
-                "(:raw_object_id, :load_id, :parser_version, :records_in, :records_loaded, "
-                ":records_quarantined, cast(:records_skipped as jsonb), cast(:rows_staged as jsonb), :notes)"
-            ),
-            markers,
-        )
+        if markers:
+            connection.execute(
+                sa.text(
+                    f"insert into {schema}.staged_objects (raw_object_id, load_id, parser_version, records_in, "  # noqa: S608
+                    "records_loaded, records_quarantined, records_skipped, rows_staged, notes) values "
+                    "(:raw_object_id, :load_id, :parser_version, :records_in, :records_loaded, "
+                    ":records_quarantined, cast(:records_skipped as jsonb), cast(:rows_staged as jsonb), :notes)"
+                ),
+                markers,
+            )
         if days:
             connection.execute(
                 sa.text(
@@ -239,6 +262,7 @@ def _load_batch(
             sa.text(f"update {schema}.loads set finished = true where load_id = :load_id"),  # noqa: S608
             {"load_id": load_id},
         )
+    return unreadable
 
 
 def _analyze_if_grown(connection: sa.Connection, relation: str, rows: int) -> None:
@@ -254,7 +278,7 @@ def _parse(provider: Provider, item: PendingObject, content: bytes) -> Parsed:
     """Parse one object; whatever a parser raises becomes a quarantine row, and the other objects go on."""
     document = RawDocument(item.entity, content, item.received_at, item.time_zone, item.context)
     try:
-        return provider.parse(document)
+        return _storable(provider, provider.parse(document))
     except UnreadableFileError as error:
         reason, detail = "unreadable_file", str(error)
     except Exception as error:
@@ -273,6 +297,27 @@ def _parse(provider: Provider, item: PendingObject, content: bytes) -> Parsed:
         schema=QUARANTINE_SCHEMA,
     )
     return Parsed({}, quarantine, records_in=1, records_loaded=0)
+
+
+def _storable(provider: Provider, parsed: Parsed) -> Parsed:
+    """What a parser gave, as the staging tables take it; raises where it is not of their schemas."""
+    tables = {}
+    for name, table in parsed.tables.items():
+        schema = provider.entity(name).schema
+        tables[name] = _without_nul(table.select(schema.names).cast(schema))
+    quarantine = _without_nul(parsed.quarantine.cast(QUARANTINE_SCHEMA))
+    notes = tuple(note.replace("\0", "\ufffd") for note in parsed.notes)
+    return replace(parsed, tables=tables, quarantine=quarantine, notes=notes)
+
+
+def _without_nul(table: pa.Table) -> pa.Table:
+    """NUL, which is good JSON and which Postgres text cannot hold, is replaced; raw has the original."""
+    for position, arrow_field in enumerate(table.schema):
+        if pa.types.is_string(arrow_field.type):
+            column = table.column(position)
+            if pc.any(pc.match_substring(column, "\0")).as_py():
+                table = table.set_column(position, arrow_field, pc.replace_substring(column, "\0", "\ufffd"))
+    return table
 
 
 def _with_provenance(table: pa.Table, schema: pa.Schema, raw_object_id: int, load_id: int) -> pa.Table:
