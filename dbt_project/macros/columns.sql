@@ -15,3 +15,8 @@ select * from {{ ref(model) }}
 {% macro local_day(instant, offset_minutes) -%}
     (({{ instant }} at time zone 'UTC') + make_interval(mins => {{ offset_minutes }}))::date
 {%- endmacro %}
+
+{# An instant as text, in UTC whatever the session's time zone. #}
+{% macro utc_text(instant) -%}
+    to_char({{ instant }} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+{%- endmacro %}

@@ -8,7 +8,7 @@ select
     user_id,
     '{{ provider }}' as source,
     coalesce(device, '') as source_device,
-    record_id as source_record_id,
+    record_id,
     reading_type,
     value as source_value,
     unit as source_unit,

@@ -1,57 +1,99 @@
 {#
-  Of all that a run's objects say of a key, the newest value, dated by the receipt that brought it.
+  The newest of the versions a run's objects give of each key, dated as if each receipt had a run of its own.
 
-  A value that was sent again is not a change: the row keeps the receipt that first brought it, as it would
-  had each receipt been applied by a run of its own. The relation (a CTE that is `not materialized`) needs
-  `received_at`, `raw_object_id`, `source_record_id` and `is_deleted`. Of a document (a record with an id of
-  its own) only what its newest version says is kept, and nothing if that version is a deletion.
+  A version that says what the one before said is no change: the row keeps the receipt that first brought it.
+  What a document (a record with an id of its own, unique within its source) said before and does not say in
+  its newest version is gone; when it says it again, that is a new row. Samples (without such an id) stay.
 
-  Adds `first_seen_at` and `updated_at`. All windows share one sort, by the key and the order of receipt.
+  relation   a CTE (`not materialized`) or model with the key, `measured`, `source_record_id` (null for
+             samples), `is_deleted`, `raw_object_id` and `received_at`
+  key        the table's natural key
+  measured   all its other columns but raw_object_id, first_seen_at and updated_at
+
+  Adds `first_seen_at`, `updated_at` and `_merge`, which tells `upsert_table` what the row is to the one that
+  is there: `keep` (the same row, if it says the same), `revise` (the same row, changed within this run),
+  `replace` (complete in itself) or `remove`.
 #}
-{% macro newest_versions(relation, key, compare) %}
-{%- set by_key = 'partition by ' ~ key | join(', ') -%}
+{% macro newest_versions(relation, key, measured) %}
+{%- set by_key = 'partition by ' ~ key | join(', ') ~ ' order by _receipt' -%}
+{%- set whole = by_key ~ ' rows between unbounded preceding and unbounded following' -%}
+{%- set by_document = 'partition by said.user_id, said.source, said.source_record_id' -%}
 select
-    numbered.*,
-    numbered.received_at as updated_at
+    folded.*,
+    folded.received_at as updated_at,
+    case
+        when folded._closed_at is not null then 'remove'
+        when folded._is_remade or folded._last_start > 1 or folded._starts_after_document then 'replace'
+        when folded._last_change > 1 then 'revise'
+        else 'keep'
+    end as _merge
 from (
     select
-        versions.*,
-        max(versions.version) filter (where versions.is_change) over ({{ by_key }}) as newest_version
+        compared.*,
+        max(compared._version) filter (where compared._is_start or compared._is_change) over whole as _last_change,
+        max(compared._version) filter (where compared._is_start) over whole as _last_start,
+        max(compared.received_at) filter (where compared._is_start) over whole as first_seen_at,
+        last_value(compared._next_receipt) over whole as _closed_at,
+        first_value(compared._receipt > compared._first_receipt) over whole as _starts_after_document
     from (
         select
-            said.*,
-            row_number() over in_order as version,
-            min(said.received_at) over ({{ by_key }}) as first_seen_at,
-            max(said.received_at) over ({{ by_key }}) as last_received_at,
+            versions.*,
+            row_number() over in_order as _version,
+            -- The row begins here: nothing was there, or its document had left it out meanwhile.
             (
-                lag(said.raw_object_id) over in_order is null
-                {% for column in compare -%}
-                or lag(said.{{ column }}) over in_order is distinct from said.{{ column }}
+                lag(versions._receipt) over in_order is null
+                or lag(versions.source_record_id) over in_order is distinct from versions.source_record_id
+                or coalesce(lag(versions._next_receipt) over in_order < versions._receipt, false)
+            ) as _is_start,
+            (
+                {% for column in measured -%}
+                {{ 'or ' if not loop.first }}lag(versions.{{ column }}) over in_order is distinct from versions.{{ column }}
                 {% endfor -%}
-            ) as is_change
+            ) as _is_change
         from (
             select
-                samples.*,
-                null::timestamptz as document_received_at
-            from {{ relation }} as samples
-            where samples.source_record_id is null
-            union all
-            select
-                documents.*,
-                max(documents.received_at) over (
-                    partition by documents.user_id, documents.source, documents.source_record_id
-                ) as document_received_at
-            from {{ relation }} as documents
-            where documents.source_record_id is not null
-        ) as said
-        window in_order as ({{ by_key }} order by said.received_at, said.raw_object_id)
-    ) as versions
-) as numbered
-where
-    numbered.version = numbered.newest_version
-    and not numbered.is_deleted
-    and (
-        numbered.source_record_id is null
-        or numbered.last_received_at = numbered.document_received_at
-    )
+                events.*,
+                bool_or(events._speaks_late) over whole as _is_remade
+            from (
+                -- One version a key and object, whatever the order of rows within the object.
+                select distinct on ({{ key | join(', ') }}, _receipt) *
+                from (
+                    select
+                        said.*,
+                        objects.receipt as _receipt,
+                        objects.standing = 'context' as _is_context,
+                        objects.standing in ('late', 'replayed') as _speaks_late,
+                        objects.receipt as _first_receipt,
+                        null::integer as _next_receipt
+                    from {{ relation }} as said
+                    inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+                    where said.source_record_id is null
+                    union all
+                    select
+                        said.*,
+                        objects.receipt as _receipt,
+                        objects.standing = 'context' as _is_context,
+                        bool_or(objects.standing in ('late', 'replayed')) over ({{ by_document }}) as _speaks_late,
+                        min(objects.receipt) filter (where objects.standing <> 'context')
+                            over ({{ by_document }}) as _first_receipt,
+                        -- When the document was received next.
+                        first_value(objects.receipt) over (
+                            {{ by_document }} order by objects.receipt
+                            groups between 1 following and 1 following
+                        ) as _next_receipt
+                    from {{ relation }} as said
+                    inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+                    where said.source_record_id is not null
+                ) as told
+                where not told.is_deleted
+                order by {{ (key + ['_receipt', 'source_record_id'] + measured) | unique | join(', ') }}
+            ) as events
+            window whole as ({{ whole }})
+        ) as versions
+        where versions._is_remade or not versions._is_context
+        window in_order as ({{ by_key }})
+    ) as compared
+    window whole as ({{ whole }})
+) as folded
+where folded._version = folded._last_change
 {% endmacro %}

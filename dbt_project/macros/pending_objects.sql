@@ -1,21 +1,25 @@
 {#
   Which staged objects this run applies, and which it has applied.
 
-  `health._applied_objects` has one row a staged object that went into every canonical table.
-  `health._pending_objects` is the work of the present run: the staged objects that are not applied, and,
-  where one of them was received before an applied object of the same series and days, those later ones
-  again, so that what came later wins in whatever order it was loaded.
+  `health._applied_objects` has one row a staged object and load that went into every canonical table, and
+  `health._applied_zones` the home zones they were applied with. `health._begun_objects` are those of runs that
+  did not come to their end: some tables may have them.
+
+  `health._pending_objects` is the work of the present run, one row an object. `receipt` is their order, and
+  `standing` what is known of the table's rows of an object's keys:
+
+    new        they come from objects received before this one, so this one's word is the newer
+    late       some may come from objects received later; they are made anew from `late` and `context` objects
+    replayed   some come from an earlier reading of the object itself; they are made anew, and what it does not
+               say any more is removed
+    context    applied before; what it says counts only for keys that a late or replayed object speaks of
+
   `health._changed_metrics` and `health._changed_daily` are queues: the (user, day, metric) keys whose rows
   changed, for daily_metrics and for the engine.
 #}
 
 {% macro refresh_pending_objects() %}
 {% if execute and flags.WHICH in ('run', 'build', 'test', 'seed') %}
-{% set providers = [] %}
-{% for source in graph.sources.values() if source.name == 'staged_objects' %}
-    {% do providers.append(source.schema) %}
-{% endfor %}
-
 create schema if not exists health;
 create schema if not exists health_internal;
 
@@ -23,7 +27,18 @@ create table if not exists health._applied_objects (
     provider text not null,
     raw_object_id bigint not null,
     load_id bigint not null,
+    user_id integer not null,
+    entity text not null,
+    received_at timestamptz not null,
     primary key (raw_object_id, load_id)
+);
+create index if not exists _applied_objects_load on health._applied_objects (provider, load_id);
+create index if not exists _applied_objects_series
+    on health._applied_objects (user_id, provider, entity, received_at, raw_object_id);
+create table if not exists health._begun_objects (like health._applied_objects including all);
+create table if not exists health._applied_zones (
+    user_id integer primary key,
+    home_time_zone text
 );
 create table if not exists health._pending_objects (
     provider text not null,
@@ -33,6 +48,8 @@ create table if not exists health._pending_objects (
     entity text not null,
     received_at timestamptz not null,
     home_time_zone text,
+    receipt integer not null,
+    standing text not null,
     primary key (raw_object_id)
 );
 create table if not exists health._changed_metrics (
@@ -51,81 +68,164 @@ create table if not exists health._changed_daily (
 
 delete from health._changed_metrics where applied;
 truncate health._pending_objects;
+{{ find_pending_objects(flags.FULL_REFRESH or missing_canonical_tables()) }}
+analyze health._pending_objects;
+{% if flags.WHICH in ('run', 'build') %}
+insert into health._begun_objects
+select provider, raw_object_id, load_id, user_id, entity, received_at from health._pending_objects
+where standing <> 'context'
+on conflict do nothing;
+{% endif %}
+{{ queue_all_days_of_a_lost_table() }}
+{% endif %}
+{% endmacro %}
 
-{% if providers %}
-{% set everything = flags.FULL_REFRESH or missing_canonical_tables() %}
+
+{#
+  A late object is applied together with those of its series (user, provider, entity) on the days around it, so
+  that all versions of what it speaks of are there. A revision may move a document to other days; by more than
+  this many it never does.
+#}
+{% macro find_pending_objects(everything) %}
+{%- set days_around = 14 -%}
+{%- set series = "other.user_id = objects.user_id and other.provider = objects.provider and other.entity = objects.entity" -%}
 insert into health._pending_objects
 with staged as (
-    {% for schema in providers %}
+    select null::bigint as raw_object_id, null::bigint as load_id where false
+    {% for source in graph.sources.values() if source.name == 'staged_objects' %}
+    union all
     select raw_object_id, max(load_id) as load_id
-    from {{ schema }}.staged_objects
+    from {{ source.schema }}.staged_objects
     {% if not everything %}
-    where not exists (
-        select from health._applied_objects as applied
-        where applied.raw_object_id = staged_objects.raw_object_id
-            and applied.load_id = staged_objects.load_id
-    )
+    {# A provider's loads end in the order of their ids, and a run applies all there are: none is below this. #}
+    where load_id > coalesce((
+        select max(load_id) from health._applied_objects
+        where provider = '{{ source.schema | replace("staging_", "", 1) }}'
+    ), 0)
     {% endif %}
     group by raw_object_id
-    {% if not loop.last %}union all{% endif %}
     {% endfor %}
+    {% if not everything %}
+    union all
+    {# Of a user whose home zone is another now, everything: local days may be others. #}
+    select applied.raw_object_id, applied.load_id
+    from health._applied_objects as applied
+    inner join health._applied_zones as zones using (user_id)
+    inner join ops.users as users using (user_id)
+    where zones.home_time_zone is distinct from users.time_zone
+    {% endif %}
 ),
 
-pending as (
+newest as (
+    select raw_object_id, max(load_id) as load_id from staged group by raw_object_id
+),
+
+objects as (
     select
         raw.provider,
         raw.raw_object_id,
-        staged.load_id,
+        newest.load_id,
         subjects.user_id,
         raw.entity,
         raw.received_at,
-        raw.subject_id,
         coalesce(raw.data_start_date, raw.partition_start) as first_day,
-        coalesce(raw.data_end_date, raw.partition_end) as last_day
-    from staged
+        coalesce(raw.data_end_date, raw.partition_end) as last_day,
+        (
+            exists (select from health._applied_objects as other where other.raw_object_id = newest.raw_object_id)
+            or exists (
+                select from health._begun_objects as other
+                where other.raw_object_id = newest.raw_object_id and other.load_id <> newest.load_id
+            )
+        ) as is_replayed,
+        exists (
+            select from health._begun_objects as other
+            where other.raw_object_id = newest.raw_object_id and other.load_id = newest.load_id
+        ) as is_begun
+    from newest
     inner join ops.raw_objects as raw using (raw_object_id)
     inner join ops.subjects as subjects using (subject_id)
 ),
 
-overtaken as (
-    select distinct
-        raw.provider,
-        raw.raw_object_id,
-        applied.load_id,
-        pending.user_id,
-        raw.entity,
-        raw.received_at
-    from pending
-    inner join ops.raw_objects as raw
-        on raw.subject_id = pending.subject_id
-        and raw.provider = pending.provider
-        and raw.entity = pending.entity
-        and raw.received_at > pending.received_at
-        and coalesce(raw.data_start_date, raw.partition_start) <= pending.last_day
-        and coalesce(raw.data_end_date, raw.partition_end) >= pending.first_day
-    inner join health._applied_objects as applied on applied.raw_object_id = raw.raw_object_id
+placed as (
+    select
+        objects.*,
+        {{ 'true' if everything else 'bool_or(objects.is_replayed) over of_series' }} as is_remade,
+        (
+            exists (
+                select from health._applied_objects as other
+                where {{ series }}
+                    and (other.received_at, other.raw_object_id) > (objects.received_at, objects.raw_object_id)
+            )
+            or not objects.is_begun and exists (
+                select from health._begun_objects as other
+                where {{ series }}
+                    and (other.received_at, other.raw_object_id) > (objects.received_at, objects.raw_object_id)
+            )
+        ) as is_late
+    from objects
+    window of_series as (partition by objects.user_id, objects.provider, objects.entity)
+),
+
+remade as (
+    select
+        user_id,
+        provider,
+        entity,
+        bool_or(is_remade) as is_whole,
+        min(first_day) - {{ days_around }} as first_day,
+        max(last_day) + {{ days_around }} as last_day
+    from placed
+    where is_remade or is_late
+    group by user_id, provider, entity
+),
+
+around as (
+    select
+        other.provider,
+        other.raw_object_id,
+        max(other.load_id) as load_id,
+        other.user_id,
+        other.entity,
+        other.received_at,
+        case when objects.is_whole then 'replayed' else 'context' end as standing
+    from remade as objects
+    inner join health._applied_objects as other on {{ series }}
+    inner join ops.raw_objects as raw on raw.raw_object_id = other.raw_object_id
+    where
+        (
+            objects.is_whole
+            or coalesce(raw.data_start_date, raw.partition_start) <= objects.last_day
+            and coalesce(raw.data_end_date, raw.partition_end) >= objects.first_day
+        )
+        and not exists (select from newest where newest.raw_object_id = other.raw_object_id)
+    group by
+        other.provider, other.raw_object_id, other.user_id, other.entity, other.received_at, objects.is_whole
 )
 
 select
-    objects.provider,
-    objects.raw_object_id,
-    max(objects.load_id) as load_id,
-    objects.user_id,
-    objects.entity,
-    objects.received_at,
-    users.time_zone as home_time_zone
+    found.provider,
+    found.raw_object_id,
+    found.load_id,
+    found.user_id,
+    found.entity,
+    found.received_at,
+    users.time_zone as home_time_zone,
+    row_number() over (order by found.received_at, found.raw_object_id) as receipt,
+    found.standing
 from (
-    select provider, raw_object_id, load_id, user_id, entity, received_at from pending
+    select
+        provider,
+        raw_object_id,
+        load_id,
+        user_id,
+        entity,
+        received_at,
+        case when is_remade then 'replayed' when is_late then 'late' else 'new' end as standing
+    from placed
     union all
-    select provider, raw_object_id, load_id, user_id, entity, received_at from overtaken
-) as objects
-inner join ops.users as users on users.user_id = objects.user_id
-group by
-    objects.provider, objects.raw_object_id, objects.user_id, objects.entity, objects.received_at,
-    users.time_zone;
-analyze health._pending_objects;
-{% endif %}
-{% endif %}
+    select provider, raw_object_id, load_id, user_id, entity, received_at, standing from around
+) as found
+inner join ops.users as users using (user_id);
 {% endmacro %}
 
 
@@ -137,6 +237,17 @@ analyze health._pending_objects;
         {% endif %}
     {% endfor %}
     {% do return(false) %}
+{% endmacro %}
+
+
+{# daily_metrics follows the queue of changes: made anew, it needs every day there is. #}
+{% macro queue_all_days_of_a_lost_table() %}
+{%- set metrics = adapter.get_relation(target.database, 'health', 'health_metrics') -%}
+{%- set daily = adapter.get_relation(target.database, 'health', 'daily_metrics') -%}
+{%- if metrics and (not daily or flags.FULL_REFRESH and flags.WHICH in ('run', 'build')) %}
+insert into health._changed_metrics (user_id, local_date, metric_type)
+select distinct user_id, local_date, metric_type from {{ metrics }};
+{%- endif %}
 {% endmacro %}
 
 
@@ -152,9 +263,14 @@ analyze health._pending_objects;
         {% if node.unique_id not in built %}{% set state.complete = false %}{% endif %}
     {% endfor %}
     {% if state.complete %}
-insert into health._applied_objects (provider, raw_object_id, load_id)
-select provider, raw_object_id, load_id from health._pending_objects
+insert into health._applied_objects (provider, raw_object_id, load_id, user_id, entity, received_at)
+select provider, raw_object_id, load_id, user_id, entity, received_at from health._pending_objects
 on conflict do nothing;
+insert into health._applied_zones (user_id, home_time_zone)
+select distinct user_id, home_time_zone from health._pending_objects
+on conflict (user_id) do update set home_time_zone = excluded.home_time_zone
+where _applied_zones.home_time_zone is distinct from excluded.home_time_zone;
+truncate health._begun_objects;
     {% else %}
 select 1;
     {% endif %}
@@ -174,9 +290,9 @@ select 1;
         on objects.provider = '{{ provider }}'
         and objects.raw_object_id = staged._raw_object_id
         and objects.load_id = staged._load_id
-    {# Loads are appended in order: this bound lets the block-range index skip all earlier ones. #}
-    where staged._load_id >= (
-        select min(load_id) from health._pending_objects
+    {# The block-range index finds the loads; all others are skipped. #}
+    where staged._load_id = any(array(
+        select distinct load_id from health._pending_objects
         where provider = '{{ provider }}'
-    )
+    ))
 {% endmacro %}

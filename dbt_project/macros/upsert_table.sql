@@ -1,13 +1,11 @@
 {#
   A table that takes a run's rows by its natural key and touches only those that changed.
 
-  The model's SQL gives the rows of this run (the batch), one a key. Rows are inserted in key order. A row
-  that is there already is updated only where a compared column differs and the batch's is not older.
+  The model's SQL gives the rows of this run (the batch), one a key. Rows are inserted in key order, and those
+  that are there already are updated only where they differ.
 
   config:
     unique_key       the natural key, which becomes the primary key
-    compare          columns whose change is a change; default: all but the key, raw_object_id, first_seen_at
-                     and updated_at
     partition_by     timestamptz column: the table is partitioned by its UTC month
     scope            a model whose rows name what the batch is complete for; rows of the table in that scope
                      which the batch does not have are deleted
@@ -15,6 +13,9 @@
     changes          name of the queue table that gets (user_id, local_date, metric_type) of every change
     change_metric    SQL for the queue's metric_type; default: the column of that name
     applies_objects  true where the table is filled from staged objects (see pending_objects.sql)
+    versioned        true where the SQL gives `_merge` (see newest_versions.sql), which says how each row meets
+                     the one that is there; else the batch's row is the whole truth
+    nested           true where the SQL joins few rows to large tables: see join_by_index
     indexes          further indexes: lists of columns, or {columns, where}
 #}
 {% materialization upsert_table, adapter='postgres' %}
@@ -23,12 +24,9 @@
     {%- set unique_key = config.require('unique_key') -%}
     {%- set partition_by = config.get('partition_by') -%}
     {%- set scope = config.get('scope') -%}
+    {%- set versioned = config.get('versioned', false) -%}
     {%- set changes = config.get('changes') -%}
-    {%- set change_metric = config.get('change_metric', 'metric_type') -%}
-    {%- set provenance = ['raw_object_id', 'first_seen_at', 'updated_at'] -%}
     {%- set columns = model.columns.values() | map(attribute='name') | list -%}
-    {%- set compare = config.get('compare') or (columns | reject('in', unique_key + provenance) | list) -%}
-    {%- set updated = columns | reject('in', unique_key + ['first_seen_at']) | list -%}
 
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
@@ -41,81 +39,81 @@
         {% set existing = none %}
     {% endif %}
 
-    {{ get_assert_columns_equivalent(sql) }}
+    {{ get_assert_columns_equivalent('select ' ~ columns | join(', ') ~ ' from (' ~ sql ~ ') as batch') }}
     {% if existing is none %}
         {% do run_query(create_upsert_table(target_relation, unique_key, partition_by)) %}
     {% endif %}
 
+    {% if existing is not none and config.get('nested') %}{{ join_by_index() }}{% endif %}
     {% do run_query('drop table if exists pg_temp.batch') %}
     {% do run_query('create temporary table batch on commit drop as ' ~ sql) %}
-    {% do run_query('analyze pg_temp.batch') %}
+    {% set merges = ['replace'] %}
+    {% if versioned %}
+        {% set merges = run_query('select distinct _merge from pg_temp.batch').columns[0].values() | list %}
+    {% endif %}
     {% if partition_by %}
         {% do create_missing_partitions(target_relation, partition_by) %}
     {% endif %}
 
-    {% if scope %}
-        {% set scope_columns = config.require('scope_columns') %}
-        {% call statement('delete_retracted') %}
-with retracted as (
-    delete from {{ target_relation }} as target
-    using (select distinct {{ scope_columns | join(', ') }} from {{ ref(scope) }}) as scope
-    where {% for column in scope_columns -%}
-            target.{{ column }} = scope.{{ column }} and {% endfor -%}
-        not exists (
-            select from pg_temp.batch as batch
-            where {% for column in unique_key -%}
-                batch.{{ column }} = target.{{ column }}{{ ' and ' if not loop.last }}
-            {%- endfor %}
-        )
-    returning target.*
-)
-{% if changes %}
-insert into health.{{ changes }} (user_id, local_date, metric_type)
-select distinct user_id, local_date, {{ change_metric }} from retracted
-{% else %}
-select count(*) from retracted
-{% endif %}
-        {% endcall %}
-    {% endif %}
+    {% if existing is not none %}
+        {% if versioned %}
+            {# An object that is read anew, by a mended parser perhaps, takes back what it said before. #}
+            {% set replayed = "(select user_id, raw_object_id from health._pending_objects where standing = 'replayed')" %}
+            {% if run_query('select exists ' ~ replayed).columns[0].values()[0] %}
+                {% do run_query('analyze pg_temp.batch') %}
+                {% call statement('delete_replayed') %}
+                    {{ upsert_delete(target_relation, unique_key, replayed, ['user_id', 'raw_object_id'], true) }}
+                {% endcall %}
+            {% endif %}
+        {% endif %}
 
-    {% if changes %}
-        {# A row that moves to another local day leaves the old day changed, too. #}
-        {% call statement('note_moved') %}
+        {% do run_query('create index on pg_temp.batch (' ~ unique_key | join(', ') ~ ')') %}
+        {% do run_query('analyze pg_temp.batch') %}
+        {% set scope_columns = config.get('scope_columns', []) %}
+        {% if scope %}
+            {% do run_query('drop table if exists pg_temp.scope') %}
+            {% do run_query(
+                'create temporary table scope on commit drop as select distinct '
+                ~ scope_columns | join(', ') ~ ' from ' ~ ref(scope)
+            ) %}
+            {% do run_query('analyze pg_temp.scope') %}
+        {% endif %}
+        {{ join_by_index() }}
+        {% if scope %}
+            {% call statement('delete_retracted') %}
+                {{ upsert_delete(target_relation, unique_key, 'pg_temp.scope', scope_columns, versioned) }}
+            {% endcall %}
+        {% endif %}
+        {% if 'remove' in merges %}
+            {% set removed = "(select * from pg_temp.batch where _merge = 'remove')" %}
+            {% call statement('delete_removed') %}
+                {{ upsert_delete(target_relation, unique_key, removed, unique_key, versioned) }}
+            {% endcall %}
+        {% endif %}
+
+        {% if changes %}
+            {# A row that moves to another local day leaves the old day changed, too. #}
+            {% call statement('note_moved') %}
 insert into health.{{ changes }} (user_id, local_date, metric_type)
-select distinct target.user_id, target.local_date, {{ change_metric if change_metric != 'metric_type' else 'target.metric_type' }}
+select distinct target.user_id, target.local_date, {{ config.get('change_metric', 'target.metric_type') }}
 from pg_temp.batch as batch
-inner join {{ target_relation }} as target
-    on {% for column in unique_key -%}
-        target.{{ column }} = batch.{{ column }}{{ ' and ' if not loop.last }}
-    {%- endfor %}
+inner join {{ target_relation }} as target on {{ same_values(unique_key) }}
 where target.local_date <> batch.local_date
-        {% endcall %}
+            {% endcall %}
+        {% endif %}
     {% endif %}
 
-    {% call statement('main') %}
-with upserted as (
-    insert into {{ target_relation }} as target ({{ columns | join(', ') }})
-    select {{ columns | join(', ') }} from pg_temp.batch
-    order by {{ unique_key | join(', ') }}
-    on conflict ({{ unique_key | join(', ') }}) do update set
-        {% for column in updated -%}
-        {{ column }} = excluded.{{ column }}{{ ',' if not loop.last }}
-        {% endfor %}
-    where
-        ({{ 'target.' ~ (compare | join(', target.')) }})
-        is distinct from ({{ 'excluded.' ~ (compare | join(', excluded.')) }})
-        {% if 'updated_at' in columns -%}
-        and target.updated_at <= excluded.updated_at
-        {%- endif %}
-    returning target.*
-)
-{% if changes %}
-insert into health.{{ changes }} (user_id, local_date, metric_type)
-select distinct user_id, local_date, {{ change_metric }} from upserted
-{% else %}
-select count(*) from upserted
-{% endif %}
-    {% endcall %}
+    {% for merge in merges if merge != 'remove' %}
+        {% call statement('main' if loop.first else 'upsert_' ~ merge) %}
+            {{ upsert_rows(target_relation, unique_key, columns, merge, versioned) }}
+        {% endcall %}
+    {% else %}
+        {% call statement('main') %}select 'nothing new'{% endcall %}
+    {% endfor %}
+    {% if changes %}
+        {# Who reads the queue joins it to large tables, and the planner has to know how short it is. #}
+        {% do run_query('analyze health.' ~ changes) %}
+    {% endif %}
 
     {{ run_hooks(post_hooks, inside_transaction=True) }}
     {% if existing is none %}{% do persist_docs(target_relation, model) %}{% endif %}
@@ -124,6 +122,89 @@ select count(*) from upserted
     {{ run_hooks(post_hooks, inside_transaction=False) }}
     {{ return({'relations': [target_relation]}) }}
 {% endmaterialization %}
+
+
+{# Delete the rows that `gone` names by `columns`, unless the batch has them; their days have changed. #}
+{% macro upsert_delete(relation, unique_key, gone, columns, versioned) %}
+with retracted as (
+    delete from {{ relation }} as target
+    using {{ gone }} as batch
+    where {{ same_values(columns) }}
+        and not exists (
+            select from pg_temp.batch as batch
+            where {{ same_values(unique_key) }}{{ " and batch._merge <> 'remove'" if versioned }}
+        )
+    returning target.*
+)
+{{ note_changes('retracted') }}
+{% endmacro %}
+
+
+{#
+  Upsert the batch's rows of one `_merge`. Where the batch is not complete in itself the row that is there has
+  been seen first, unless it is another document's.
+#}
+{% macro upsert_rows(relation, unique_key, columns, merge, versioned) %}
+{%- set data = columns | reject('in', unique_key) | list -%}
+{%- set compare = {
+    'keep': data | reject('in', ['raw_object_id', 'first_seen_at', 'updated_at']) | list,
+    'revise': data | reject('in', ['first_seen_at']) | list,
+    'replace': data,
+}[merge] -%}
+with upserted as (
+    insert into {{ relation }} as target ({{ columns | join(', ') }})
+    select {{ columns | join(', ') }} from pg_temp.batch
+    {% if versioned %}where _merge = '{{ merge }}'{% endif %}
+    order by {{ unique_key | join(', ') }}
+    on conflict ({{ unique_key | join(', ') }}) do update set
+        {% for column in data -%}
+        {% if column == 'first_seen_at' and merge != 'replace' -%}
+            {%- if 'source_record_id' in data -%}
+        first_seen_at = case
+            when target.source_record_id is distinct from excluded.source_record_id then excluded.first_seen_at
+            else target.first_seen_at
+        end
+            {%- else -%}
+        first_seen_at = target.first_seen_at
+            {%- endif -%}
+        {%- else -%}
+        {{ column }} = excluded.{{ column }}
+        {%- endif %}{{ ',' if not loop.last }}
+        {% endfor %}
+    where
+        ({{ 'target.' ~ compare | join(', target.') }})
+        is distinct from ({{ 'excluded.' ~ compare | join(', excluded.') }})
+    returning target.*
+)
+{{ note_changes('upserted') }}
+{% endmacro %}
+
+
+{#
+  Until the transaction ends, find rows of the table by its indexes, one by one: the cost of a run is then that
+  of its batch, where a hash join of a larger batch would read the whole table.
+#}
+{% macro join_by_index() %}
+    {% do run_query('set local enable_hashjoin = off') %}
+    {% do run_query('set local enable_mergejoin = off') %}
+{% endmacro %}
+
+
+{% macro same_values(columns) -%}
+    {% for column in columns -%}
+    target.{{ column }} = batch.{{ column }}{{ ' and ' if not loop.last }}
+    {%- endfor %}
+{%- endmacro %}
+
+
+{% macro note_changes(changed) %}
+{% if config.get('changes') %}
+insert into health.{{ config.get('changes') }} (user_id, local_date, metric_type)
+select distinct user_id, local_date, {{ config.get('change_metric', 'metric_type') }} from {{ changed }}
+{% else %}
+select count(*) from {{ changed }}
+{% endif %}
+{% endmacro %}
 
 
 {% macro create_upsert_table(relation, unique_key, partition_by) %}

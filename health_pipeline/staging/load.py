@@ -240,6 +240,8 @@ def _load_batch(
     with warehouse.engine.begin() as connection:
         for name, table in tables.items():
             _analyze_if_grown(connection, f'{schema}."{name}"', table.num_rows)
+            # What the block-range index has not summed up is read by every query; autovacuum may be minutes away.
+            connection.execute(sa.text(f"select brin_summarize_new_values('{schema}.\"{name}_load_brin\"')"))
         if markers:
             connection.execute(
                 sa.text(

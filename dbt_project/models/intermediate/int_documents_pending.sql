@@ -1,7 +1,9 @@
 -- The provider's documents that this run's objects speak of: what they do not say any more is gone.
 select distinct
-    user_id,
-    source,
-    source_record_id
-from {{ ref('int_metrics_unioned') }}
-where source_record_id is not null
+    said.user_id,
+    said.source,
+    said.source_record_id
+from {{ ref('int_metrics_unioned') }} as said
+inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+where objects.standing <> 'context'
+    and said.source_record_id is not null

@@ -30,7 +30,7 @@ converted as (
             when metrics.home_time_zone is not null then 'user_zone'
             else 'assumed_utc'
         end as utc_offset_source,
-        metrics.local_date,
+        metrics.local_date as said_date,
         metrics.source_record_id,
         metrics.metadata,
         metrics.is_deleted,
@@ -56,7 +56,7 @@ select
     ended_at,
     utc_offset_minutes,
     utc_offset_source,
-    coalesce(local_date, {{ local_day('recorded_at', 'utc_offset_minutes') }}) as local_date,
+    coalesce(said_date, {{ local_day('recorded_at', 'utc_offset_minutes') }}) as local_date,
     source_record_id,
     metadata,
     is_deleted,
@@ -70,5 +70,10 @@ select
         when metric_value < valid_min or metric_value > valid_max then 'out_of_range'
         when recorded_at > received_at + interval '24 hours' then 'in_the_future'
         when recorded_at < timestamptz '1900-01-01 00:00:00+00' then 'before_1900'
+        -- daily_metrics looks for a day's rows within these bounds.
+        when
+            recorded_at < said_date::timestamp at time zone 'UTC' - interval '2 days'
+            or recorded_at >= said_date::timestamp at time zone 'UTC' + interval '3 days'
+            then 'far_from_its_day'
     end as quarantine_reason
 from converted

@@ -6,5 +6,7 @@ select
     user_id,
     entity,
     received_at,
-    home_time_zone
+    home_time_zone,
+    receipt,
+    standing
 from health._pending_objects

@@ -120,7 +120,7 @@ select
     null::jsonb as metadata,
     false as is_deleted,
     home_time_zone,
-    'document ' || sleep_id as location,
+    'document ' || sleep_id || ', sample at ' || {{ utc_text('recorded_at') }} as location,
     raw_object_id,
     received_at
 from {{ ref('stg_oura__sleep_sample') }}
@@ -142,7 +142,7 @@ select
     null::jsonb as metadata,
     false as is_deleted,
     home_time_zone,
-    'sample at ' || timestamp as location,
+    'sample at ' || {{ utc_text('timestamp') }} as location,
     raw_object_id,
     received_at
 from {{ ref('stg_oura__heartrate') }}

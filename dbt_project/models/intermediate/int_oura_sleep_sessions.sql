@@ -8,7 +8,7 @@ select
     end_utc_offset_minutes,
     {{ local_day('bedtime_end', 'end_utc_offset_minutes') }} as local_date,
     type as sleep_type,
-    type = 'long_sleep' as is_main_sleep,
+    type is not distinct from 'long_sleep' as is_main_sleep,
     time_in_bed_seconds,
     total_sleep_duration_seconds as sleep_seconds,
     deep_sleep_duration_seconds as deep_sleep_seconds,
@@ -23,7 +23,7 @@ select
     average_breath_per_minute,
     -- One character for 5 minutes; Oura's digits, in words' first letters: deep, light, rem, awake.
     translate(sleep_phase_5_min, '1234', 'dlra') as stages_5_min,
-    type = 'deleted' as is_deleted,
+    type is not distinct from 'deleted' as is_deleted,
     raw_object_id,
     received_at
 from {{ ref('stg_oura__sleep') }}

@@ -1,6 +1,8 @@
 -- The workouts that this run's objects speak of.
 select distinct
-    user_id,
-    source,
-    source_record_id
-from {{ ref('int_workouts_unioned') }}
+    said.user_id,
+    said.source,
+    said.source_record_id
+from {{ ref('int_workouts_unioned') }} as said
+inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+where objects.standing <> 'context'

@@ -5,7 +5,7 @@
     scope='int_days_changed',
     scope_columns=['user_id', 'local_date', 'metric_type'],
     changes='_changed_daily',
-    compare=['metric_value', 'metric_unit', 'source', 'sources_seen', 'sample_count'],
+    nested=true,
     post_hook="update health._changed_metrics set applied = true
         where not applied and change_id <= (select max(change_id) from {{ ref('int_days_changed') }})"
 ) }}
@@ -13,16 +13,27 @@
 -- depends_on: {{ ref('int_days_changed') }}
 with changed as (
     select distinct
-        user_id,
-        local_date,
-        metric_type
-    from {{ ref('int_days_changed') }}
+        days.user_id,
+        days.local_date,
+        days.metric_type,
+        catalogue.unit,
+        catalogue.daily_aggregation
+    from {{ ref('int_days_changed') }} as days
+    inner join {{ ref('metric_types') }} as catalogue on catalogue.metric_type = days.metric_type
 ),
 
 -- The bounds on recorded_at let the primary key and the months' partitions find a day's rows; a record may
 -- start a day before its local day (a night) and zones reach from UTC-12 to UTC+14.
 rows_of_days as (
-    select metrics.*
+    select
+        metrics.user_id,
+        metrics.local_date,
+        metrics.metric_type,
+        metrics.source,
+        metrics.recorded_at,
+        metrics.metric_value,
+        changed.unit,
+        changed.daily_aggregation
     from changed
     inner join {{ ref('health_metrics') }} as metrics
         on metrics.user_id = changed.user_id
@@ -37,10 +48,10 @@ by_source as (
         rows_of_days.user_id,
         rows_of_days.local_date,
         rows_of_days.metric_type,
-        catalogue.unit as metric_unit,
+        rows_of_days.unit as metric_unit,
         rows_of_days.source,
         count(*)::integer as sample_count,
-        case catalogue.daily_aggregation
+        case rows_of_days.daily_aggregation
             when 'sum' then sum(rows_of_days.metric_value order by rows_of_days.recorded_at)
             when 'mean' then avg(rows_of_days.metric_value order by rows_of_days.recorded_at)
             when 'min' then min(rows_of_days.metric_value)
@@ -48,10 +59,9 @@ by_source as (
             when 'last' then (array_agg(rows_of_days.metric_value order by rows_of_days.recorded_at desc))[1]
         end as metric_value
     from rows_of_days
-    inner join {{ ref('metric_types') }} as catalogue using (metric_type)
     group by
-        rows_of_days.user_id, rows_of_days.local_date, rows_of_days.metric_type, catalogue.unit,
-        catalogue.daily_aggregation, rows_of_days.source
+        rows_of_days.user_id, rows_of_days.local_date, rows_of_days.metric_type, rows_of_days.unit,
+        rows_of_days.daily_aggregation, rows_of_days.source
 ),
 
 ranked as (

@@ -1,12 +1,19 @@
 {{ config(
     materialized='upsert_table',
     applies_objects=true,
+    versioned=true,
     unique_key=['user_id', 'recorded_at', 'source', 'reading_type', 'source_device']
 ) }}
 
+{%- set measured = [
+    'glucose_mg_dl', 'censored', 'trend', 'trend_mg_dl_per_minute', 'source_value', 'source_unit',
+    'offset_minutes', 'offset_source', 'ambiguous_time', 'local_date',
+] %}
 with readings as not materialized (
     select
         *,
+        -- Ids of a file's records are not ids of documents: two files may number their rows alike.
+        null::text as source_record_id,
         false as is_deleted
     from {{ ref('int_glucose_validated') }}
     where quarantine_reason is null
@@ -16,7 +23,7 @@ newest as (
     {{ newest_versions(
         'readings',
         key=['user_id', 'recorded_at', 'source', 'reading_type', 'source_device'],
-        compare=['glucose_mg_dl', 'source_value', 'source_unit', 'trend', 'censored']
+        measured=measured
     ) }}
 )
 
@@ -38,5 +45,6 @@ select
     local_date,
     raw_object_id,
     first_seen_at,
-    updated_at
+    updated_at,
+    _merge
 from newest

@@ -1,6 +1,7 @@
 {{ config(
     materialized='upsert_table',
     applies_objects=true,
+    versioned=true,
     unique_key=['user_id', 'metric_type', 'recorded_at', 'source'],
     partition_by='recorded_at',
     scope='int_documents_pending',
@@ -10,16 +11,38 @@
 ) }}
 
 -- depends_on: {{ ref('int_documents_pending') }}
+{%- set measured = [
+    'metric_value', 'metric_unit', 'source_device', 'ended_at', 'utc_offset_minutes', 'utc_offset_source',
+    'local_date', 'source_record_id', 'metadata',
+] %}
 with metrics as not materialized (
-    select * from {{ ref('int_metrics_validated') }}
-    where quarantine_reason is null
+    select
+        user_id,
+        metric_type,
+        metric_value,
+        metric_unit,
+        source,
+        source_device,
+        recorded_at,
+        ended_at,
+        utc_offset_minutes,
+        utc_offset_source,
+        local_date,
+        source_record_id,
+        metadata,
+        -- What a document says now and cannot be true replaces what it said before by nothing.
+        is_deleted or quarantine_reason is not null as is_deleted,
+        raw_object_id,
+        received_at
+    from {{ ref('int_metrics_validated') }}
+    where quarantine_reason is null or source_record_id is not null
 ),
 
 newest as (
     {{ newest_versions(
         'metrics',
         key=['user_id', 'metric_type', 'recorded_at', 'source'],
-        compare=['metric_value', 'ended_at', 'local_date', 'utc_offset_minutes', 'is_deleted']
+        measured=measured
     ) }}
 )
 
@@ -39,5 +62,6 @@ select
     metadata,
     raw_object_id,
     first_seen_at,
-    updated_at
+    updated_at,
+    _merge
 from newest

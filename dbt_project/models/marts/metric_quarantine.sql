@@ -32,7 +32,8 @@ with refused as (
         quarantine_reason as reason,
         'line ' || line as location,
         jsonb_build_object(
-            'value', source_value, 'unit', source_unit, 'text', value_text, 'recorded_at', recorded_at
+            'value', source_value, 'unit', source_unit, 'text', value_text,
+            'recorded_at', {{ utc_text('recorded_at') }}
         ) as original,
         raw_object_id,
         received_at
@@ -46,7 +47,9 @@ with refused as (
         metric_type,
         quarantine_reason as reason,
         location,
-        jsonb_build_object('value', source_value, 'unit', source_unit, 'recorded_at', recorded_at) as original,
+        jsonb_build_object(
+            'value', source_value, 'unit', source_unit, 'recorded_at', {{ utc_text('recorded_at') }}
+        ) as original,
         raw_object_id,
         received_at
     from {{ ref('int_metrics_validated') }}
@@ -65,4 +68,4 @@ select distinct on (raw_object_id, quarantine_id)
     original,
     received_at as quarantined_at
 from refused
-order by raw_object_id asc, quarantine_id asc
+order by raw_object_id asc, quarantine_id asc, original asc

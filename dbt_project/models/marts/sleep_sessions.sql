@@ -1,6 +1,7 @@
 {{ config(
     materialized='upsert_table',
     applies_objects=true,
+    versioned=true,
     unique_key=['user_id', 'source', 'source_record_id'],
     scope='int_sleep_sessions_pending',
     scope_columns=['user_id', 'source', 'source_record_id'],
@@ -22,7 +23,7 @@ newest as (
     {{ newest_versions(
         'sessions',
         key=['user_id', 'source', 'source_record_id'],
-        compare=measured + ['is_deleted']
+        measured=measured
     ) }}
 )
 
@@ -35,5 +36,6 @@ select
     {% endfor -%}
     raw_object_id,
     first_seen_at,
-    updated_at
+    updated_at,
+    _merge
 from newest

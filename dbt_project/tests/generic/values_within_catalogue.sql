@@ -5,11 +5,16 @@
 {% test values_within_catalogue(model) %}
 select metrics.*
 from (select distinct user_id, local_date, metric_type from health._changed_metrics) as changed
-inner join {{ model }} as metrics
-    on metrics.user_id = changed.user_id
-    and metrics.metric_type = changed.metric_type
-    and metrics.recorded_at >= changed.local_date::timestamp at time zone 'UTC' - interval '2 days'
-    and metrics.recorded_at < changed.local_date::timestamp at time zone 'UTC' + interval '3 days'
+cross join lateral (
+    select *
+    from {{ model }} as facts
+    where facts.user_id = changed.user_id
+        and facts.metric_type = changed.metric_type
+        and facts.recorded_at >= changed.local_date::timestamp at time zone 'UTC' - interval '2 days'
+        and facts.recorded_at < changed.local_date::timestamp at time zone 'UTC' + interval '3 days'
+    -- Keeps the planner to one look into the index a key, however large the table is.
+    offset 0
+) as metrics
 left join {{ ref('metric_types') }} as catalogue on catalogue.metric_type = metrics.metric_type
 where catalogue.metric_type is null
     or metrics.metric_unit <> catalogue.unit

@@ -1,0 +1,131 @@
+"""The metric catalogue and the priorities are well formed, and name what there is."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+
+import pytest
+import yaml
+
+from health_pipeline.providers.registry import all_providers
+from health_pipeline.warehouse.dbt_project import PROJECT_DIR
+
+
+def _seed(name: str) -> list[dict[str, str]]:
+    with (PROJECT_DIR / "seeds" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+METRICS = _seed("metric_types")
+VARIABLES = yaml.safe_load((PROJECT_DIR / "dbt_project.yml").read_text())["vars"]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric["metric_type"])
+def test_metric_is_well_formed(metric: dict[str, str]) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", metric["metric_type"])
+    assert metric["category"]
+    assert metric["description"].endswith(".")
+    assert metric["value_kind"] in {"instant", "interval_sum", "daily_value", "score"}
+    assert metric["daily_aggregation"] in {"sum", "mean", "min", "max", "last"}
+    assert (metric["daily_aggregation"] == "sum") == (metric["value_kind"] == "interval_sum")
+    low, high = float(metric["valid_min"]), float(metric["valid_max"])
+    assert math.isfinite(low) and math.isfinite(high) and low < high
+
+    units: dict[str, tuple[float, float]] = {}
+    for accepted in metric["source_units"].split("|"):
+        unit, factor, *shift = accepted.split(":")
+        assert len(shift) <= 1
+        assert unit and unit not in units
+        units[unit] = (float(factor), float(shift[0]) if shift else 0.0)
+        assert units[unit][0] > 0
+    assert units[metric["unit"]] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric["metric_type"])
+def test_loinc_code_has_its_check_digit(metric: dict[str, str]) -> None:
+    if not metric["loinc"]:
+        return
+    match = re.fullmatch(r"(\d{1,7})-(\d)", metric["loinc"])
+    assert match, metric["loinc"]
+    digits = [int(digit) for digit in reversed(match[1])]
+    total = sum(digits[1::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[::2])
+    assert int(match[2]) == -total % 10
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "value", "expected"),
+    [
+        ("glucose", "mmol/L", 5.55, 100.0),
+        ("weight", "[lb_av]", 220.462262, 100.0),
+        ("weight", "[stone_av]", 10, 63.5),
+        ("body_temperature", "[degF]", 98.6, 37.0),
+        ("body_temperature", "K", 310.15, 37.0),
+        ("body_temperature_deviation", "[degF]", 1.8, 1.0),
+        ("distance", "[mi_i]", 26.2188, 42195),
+        ("active_minutes", "s", 1800, 30),
+        ("calories_burned", "kJ", 4184, 1000),
+        ("hba1c", "mmol/mol", 53, 7.0),
+        ("cholesterol_total", "mmol/L", 5, 193.35),
+        ("blood_pressure_systolic", "kPa", 16, 120),
+        ("sleep_duration", "h", 8, 28800),
+        ("spo2", "1", 0.97, 97),
+        ("heart_rate_variability", "s", 0.045, 45),
+    ],
+)
+def test_known_conversions(metric: str, unit: str, value: float, expected: float) -> None:
+    row = next(row for row in METRICS if row["metric_type"] == metric)
+    factors = {
+        name: (float(factor), float(shift[0]) if shift else 0.0)
+        for name, factor, *shift in (accepted.split(":") for accepted in row["source_units"].split("|"))
+    }
+    factor, shift = factors[unit]
+
+    assert value * factor + shift == pytest.approx(expected, rel=2e-3)
+
+
+def test_metrics_are_named_once() -> None:
+    names = [metric["metric_type"] for metric in METRICS]
+    assert len(names) == len(set(names))
+
+
+def test_every_metric_that_a_model_makes_is_in_the_catalogue_with_its_unit() -> None:
+    accepted = {
+        (metric["metric_type"], unit.split(":")[0])
+        for metric in METRICS
+        for unit in metric["source_units"].split("|")
+    }
+    made = set()
+    for path in (PROJECT_DIR / "models").rglob("int_*_metrics.sql"):
+        text = path.read_text()
+        made |= set(re.findall(r"\('(\w+)', '([^']+)', '", text))
+        made |= set(
+            re.findall(r"'(\w+)' as metric_type,\s+\S+ as source_value,\s+'([^']+)' as source_unit", text)
+        )
+
+    assert len(made) > 20
+    assert made <= accepted
+
+
+def test_priorities_name_sources_and_metrics_that_there_are() -> None:
+    priorities = _seed("source_priorities")
+
+    assert {row["source"] for row in priorities} <= set(all_providers())
+    assert {row["metric_type"] for row in priorities} <= {"*"} | {metric["metric_type"] for metric in METRICS}
+    assert all(int(row["priority"]) >= 0 for row in priorities)
+    keys = [(row["metric_type"], row["source"]) for row in priorities]
+    assert len(keys) == len(set(keys))
+    # A provider that is not ranked would be ranked by accident.
+    assert {row["source"] for row in priorities if row["metric_type"] == "*"} == set(all_providers())
+
+
+def test_provider_lists_are_those_of_the_registry() -> None:
+    listed = {name for providers in VARIABLES.values() for name in providers}
+
+    assert listed == set(all_providers())
+    assert {path.name for path in (PROJECT_DIR / "models" / "staging").iterdir()} == set(all_providers())
+    readings = {
+        name for name, each in all_providers().items() if any(e.name == "readings" for e in each.entities)
+    }
+    assert set(VARIABLES["glucose_providers"]) == readings

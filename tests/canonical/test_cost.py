@@ -1,0 +1,174 @@
+"""A run costs what changed, not what is stored: plans and rows read, over large tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from canonical_lab import Lab, hours
+
+LOADS = 300
+ROWS_A_LOAD = 1_000
+MONTHS = 24
+
+_FILL_STAGING = f"""
+insert into staging_oura.heartrate (_raw_object_id, _load_id, "timestamp", bpm, source)
+select 0, -load_id, timestamptz '2024-01-01' + make_interval(mins => 5 * sample), 60, 'rest'
+from generate_series({LOADS}, 1, -1) as load_id
+cross join generate_series(1, {ROWS_A_LOAD}) as sample;
+analyze staging_oura.heartrate;
+select brin_summarize_new_values('staging_oura.heartrate_load_brin');
+"""
+_FILL_PARTITIONS = f"""
+do $$
+begin
+    for month in 0..{MONTHS - 1} loop
+        execute format(
+            'create table if not exists health.health_metrics_%s partition of health.health_metrics '
+            'for values from (%L) to (%L)',
+            to_char(date '2024-03-01' + make_interval(months => month), 'YYYY_MM'),
+            to_char(date '2024-03-01' + make_interval(months => month), 'YYYY-MM-DD') || ' 00:00+00',
+            to_char(date '2024-03-01' + make_interval(months => month + 1), 'YYYY-MM-DD') || ' 00:00+00'
+        );
+    end loop;
+end
+$$;
+insert into health.health_metrics (user_id, metric_type, metric_value, metric_unit, source, recorded_at,
+    utc_offset_minutes, utc_offset_source, local_date, raw_object_id, first_seen_at, updated_at)
+select users.user_id, 'heart_rate', 60, '/min', 'oura', instant, 0, 'assumed_utc', instant::date, 0, instant, instant
+from ops.users
+cross join generate_series(timestamptz '2024-03-01 00:00+00', '2026-02-28 00:00+00', '42 minutes') as instant
+order by 1, 6;
+analyze health.health_metrics;
+"""
+
+
+@pytest.fixture(scope="module")
+def large(lab_of_module: Lab) -> Lab:
+    """300 loads of 1,000 staged samples, and 500,000 metrics of 20 people over 24 months."""
+    lab = lab_of_module
+    for number in range(20):
+        lab.user(f"person-{number}", "UTC")
+    lab.build()
+    lab.execute(_FILL_STAGING)
+    lab.execute(_FILL_PARTITIONS)
+    return lab
+
+
+def test_small_load_reads_its_blocks_by_the_range_index(large: Lab) -> None:
+    large.deliver(large.user("person-3"), "heartrate", [_sample("2026-02-27T12:00:00Z", 70)], hours(1))
+    large.run("oura")
+
+    plan = explain(large, "select * from health_internal.stg_oura__heartrate")
+
+    (scan,) = [node for node in nodes(plan) if node.get("Relation Name") == "heartrate"]
+    pages = large.one("select pg_relation_size('staging_oura.heartrate') / 8192 as pages")["pages"]
+    assert (scan["Node Type"], scan["Actual Rows"]) == ("Bitmap Heap Scan", 1)
+    assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] < pages / 10
+
+
+def test_load_of_long_ago_beside_a_new_one_skips_those_between(large: Lab) -> None:
+    """As when a late object is applied with what was received around it."""
+    large.execute(
+        """
+        update health._pending_objects set load_id = -:first, raw_object_id = 0;
+        insert into health._pending_objects
+        select provider, 1, -1, user_id, entity, received_at, home_time_zone, 2, 'new' from health._pending_objects;
+        """,
+        first=LOADS,
+    )
+
+    plan = explain(large, "select * from health_internal.stg_oura__heartrate")
+
+    (scan,) = [node for node in nodes(plan) if node.get("Relation Name") == "heartrate"]
+    pages = large.one("select pg_relation_size('staging_oura.heartrate') / 8192 as pages")["pages"]
+    assert scan["Node Type"] == "Bitmap Heap Scan"
+    assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] < pages / 10
+
+
+def test_changed_day_reads_the_partitions_around_it(large: Lab) -> None:
+    large.execute(
+        "insert into health._changed_metrics (user_id, local_date, metric_type) "
+        "values (:user, '2025-06-01', 'heart_rate')",
+        user=large.user("person-5"),
+    )
+
+    plan = explain(large, compiled(large, "marts/daily_metrics"))
+
+    read = [node for node in nodes(plan) if node.get("Relation Name", "").startswith("health_metrics_")]
+    touched = {node["Relation Name"] for node in read if node["Actual Loops"] > 0}
+    assert touched == {"health_metrics_2025_05", "health_metrics_2025_06"}
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) == 34
+    large.execute("truncate health._changed_metrics")
+
+
+@pytest.mark.parametrize("entity", ["heartrate", "daily_activity"])
+def test_run_over_one_day_reads_little(large: Lab, entity: str) -> None:
+    """No step of a run goes through a large table, whatever the planner thinks of a day of 20 people."""
+    for number in range(20):
+        user = large.user(f"person-{number}")
+        document = {
+            "id": f"{number}",
+            "day": "2025-07-01",
+            "timestamp": "2025-07-01T04:00:00Z",
+            "steps": 8000,
+        }
+        samples = [_sample(f"2025-07-01T{minute // 60:02}:{minute % 60:02}:30Z", 71) for minute in range(100)]
+        large.deliver(user, entity, [document] if entity == "daily_activity" else samples, hours(2))
+    large.stage("oura")
+    before = rows_read(large)
+
+    result = large.dbt(large.warehouse, "build", "--exclude-resource-type", "unit_test")
+
+    assert result.success
+    metric = "steps" if entity == "daily_activity" else "heart_rate"
+    changed = large.one(
+        "select count(*) from health.daily_metrics where local_date = '2025-07-01' and metric_type = :metric",
+        metric=metric,
+    )
+    assert changed["count"] == 20
+    read = {name: count - before[name] for name, count in rows_read(large).items()}
+    large_tables = ("health.health_metrics", "staging_oura.heartrate")
+    assert {name: read[name] for name in large_tables if read[name] > 50_000} == {}
+
+
+def rows_read(lab: Lab) -> dict[str, int]:
+    """Rows read from each table of the warehouse so far, by whatever scan."""
+    lab.execute("select pg_stat_force_next_flush()")
+    return {
+        row["name"]: row["read"]
+        for row in lab.rows(
+            """
+            select
+                schemaname || '.' || regexp_replace(relname, '_2\\d{3}_\\d{2}$', '') as name,
+                sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint as read
+            from pg_stat_user_tables group by 1
+            """
+        )
+    }
+
+
+def explain(lab: Lab, query: str) -> Any:
+    ((plan,),) = [
+        tuple(row.values())
+        for row in lab.rows(f"explain (analyze, buffers, format json) {query}".replace(":", r"\:"))
+    ]
+    return plan[0]["Plan"]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def compiled(lab: Lab, model: str) -> str:
+    """The SQL that dbt ran last for a model."""
+    path: Path = lab.dbt.target / "compiled" / "health" / "models" / f"{model}.sql"
+    return path.read_text()
+
+
+def _sample(timestamp: str, bpm: int) -> dict[str, Any]:
+    return {"timestamp": timestamp, "bpm": bpm, "source": "rest"}
