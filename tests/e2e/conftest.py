@@ -21,16 +21,10 @@ from health_pipeline.warehouse.embedded import ServerAddress
 NOW = dt.datetime(2026, 3, 10, tzinfo=dt.UTC)
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[SeaweedServer]:
-    with SeaweedServer() as server:
-        yield server
-
-
 @pytest.fixture(scope="module")
 def house(
     postgres: ServerAddress,
-    s3: SeaweedServer,
+    seaweed: SeaweedServer,
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Iterator[House]:
@@ -38,7 +32,7 @@ def house(
     home = tmp_path_factory.mktemp(name)
     bucket = f"raw-{name.replace('_', '-')}"
     before = dict(os.environ)
-    os.environ.update(s3.environment)
+    os.environ.update(seaweed.environment)
     boto3.client("s3").create_bucket(Bucket=bucket)
     os.environ["HEALTH_PIPELINE_HOME"] = str(home)
     os.environ["HEALTH_PIPELINE_DATABASE_URL"] = postgres.url(f"e2e_{name}", driver="postgresql")
