@@ -42,6 +42,7 @@ class ConnectedAccount:
     provider: str
     time_zone: str | None
     environment: str
+    provider_user_id: str | None
 
 
 #: Trades a refresh token for a new pair. Raises ReconnectError when the provider refuses the token,
@@ -105,6 +106,7 @@ def active_accounts(
             ProviderAccount.provider,
             User.time_zone,
             ProviderAccount.details["environment"].astext.label("environment"),
+            ProviderAccount.provider_user_id,
         )
         .join(User, User.user_id == ProviderAccount.user_id)
         .where(ProviderAccount.provider == provider, ProviderAccount.status == "active")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from health_pipeline.providers.base import OAuth, Provider
+from health_pipeline.providers.base import Credentials, OAuth, Provider
 from health_pipeline.settings import Settings
 
 #: The client every sandbox knows.
@@ -20,18 +21,30 @@ class ProviderNotConfiguredError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How to reach a provider. `environment` is `live` or `sandbox`; tokens of one are not for the other."""
+    """How to reach a provider. `environment` is `live` or `sandbox`; tokens of one are not for the other.
+
+    `oauth` is None for a provider whose consent is not OAuth.
+    """
 
     environment: str
     base_url: str
-    oauth: OAuth
+    oauth: OAuth | None
     client_id: str
     client_secret: SecretStr
+
+    def authorizer(self, provider: Provider) -> Callable[[str], Mapping[str, str]] | None:
+        """What turns an access token into the headers of a request; None for a bearer token."""
+        authorize = provider.authorize
+        if authorize is None:
+            return None
+        return lambda token: authorize(
+            Credentials(self.client_id, self.client_secret.get_secret_value(), token)
+        )
 
 
 def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
     """Raises ProviderNotConfiguredError with the settings that are missing."""
-    if provider.oauth is None or provider.base_url is None:
+    if provider.door != "fetch" or provider.base_url is None:
         raise ValueError(f"{provider.name} is not fetched over HTTP")
     client = settings.client_credentials(provider.name)
     if client is not None:
@@ -43,17 +56,16 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
             "the sandbox (health-pipeline sandbox) and set HEALTH_PIPELINE_SANDBOX_URL"
         )
     root = f"{settings.sandbox_url.rstrip('/')}/{provider.name}"
-    oauth = provider.oauth
-    return Endpoint(
-        "sandbox",
-        root,
-        replace(
-            oauth,
-            authorize_url=_move(oauth.authorize_url, root),
-            token_url=_move(oauth.token_url, root),
-            revoke_url=None if oauth.revoke_url is None else _move(oauth.revoke_url, root),
-        ),
-        *_SANDBOX_CLIENT,
+    oauth = None if provider.oauth is None else _moved(provider.oauth, root)
+    return Endpoint("sandbox", root, oauth, *_SANDBOX_CLIENT)
+
+
+def _moved(oauth: OAuth, root: str) -> OAuth:
+    return replace(
+        oauth,
+        authorize_url=_move(oauth.authorize_url, root),
+        token_url=_move(oauth.token_url, root),
+        revoke_url=None if oauth.revoke_url is None else _move(oauth.revoke_url, root),
     )
 
 

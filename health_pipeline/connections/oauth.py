@@ -6,6 +6,7 @@ import datetime as dt
 import secrets
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,6 +14,7 @@ import httpx
 
 from health_pipeline.connections.accounts import ReconnectError, Refresh, RenewalError, Tokens
 from health_pipeline.connections.endpoints import Endpoint
+from health_pipeline.providers.base import OAuth
 
 #: What a provider calls a refresh token that will never be good again (RFC 6749 knows the first).
 _DEAD_GRANT = ("invalid_grant", "invalid_token", "access_denied")
@@ -31,32 +33,62 @@ def _client(endpoint: Endpoint, **options: Any) -> Any:
     return OAuth2Client(
         client_id=endpoint.client_id,
         client_secret=endpoint.client_secret.get_secret_value(),
-        token_endpoint_auth_method="client_secret_post",  # noqa: S106 - the name of a method
+        token_endpoint_auth_method=_oauth(endpoint).client_authentication,
         timeout=_TIMEOUT,
         **options,
     )
 
 
-def authorization_url(endpoint: Endpoint, redirect_uri: str, **extra: str) -> tuple[str, str]:
-    """The address to send a person to, and the `state` that must come back."""
+def _oauth(endpoint: Endpoint) -> OAuth:
+    if endpoint.oauth is None:
+        raise ValueError("this provider's consent is not OAuth")
+    return endpoint.oauth
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """A person on their way to consent: where to send them, and what must fit when they come back.
+
+    `code_verifier` is None where the provider has no PKCE (RFC 7636).
+    """
+
+    url: str
+    state: str
+    redirect_uri: str
+    code_verifier: str | None = field(default=None, repr=False)
+
+
+def authorization(endpoint: Endpoint, redirect_uri: str, **extra: str) -> Authorization:
+    """Begin an authorization-code flow."""
+    oauth = _oauth(endpoint)
     state = secrets.token_urlsafe(32)
-    with _client(endpoint, redirect_uri=redirect_uri, scope=" ".join(endpoint.oauth.scopes)) as client:
-        url, _ = client.create_authorization_url(endpoint.oauth.authorize_url, state=state, **extra)
-    return url, state
+    verifier = secrets.token_urlsafe(64) if oauth.pkce else None
+    options: dict[str, Any] = {"code_challenge_method": "S256"} if oauth.pkce else {}
+    scope = oauth.scope_separator.join(oauth.scopes)
+    with _client(endpoint, redirect_uri=redirect_uri, scope=scope, **options) as client:
+        url, _ = client.create_authorization_url(
+            oauth.authorize_url, state=state, code_verifier=verifier, **oauth.authorize_params, **extra
+        )
+    return Authorization(url, state, redirect_uri, verifier)
 
 
-def exchange(endpoint: Endpoint, redirect_uri: str, answer: str, state: str) -> Tokens:
+def exchange(endpoint: Endpoint, asked: Authorization, answer: str) -> Tokens:
     """Trade the address the provider redirected to (`answer`) for tokens. Raises ConsentError."""
     query = {key: values[0] for key, values in parse_qs(urlsplit(answer).query).items()}
-    if query.get("state") is None or not secrets.compare_digest(query["state"], state):
+    if query.get("state") is None or not secrets.compare_digest(query["state"], asked.state):
         raise ConsentError("the answer does not belong to this request (state differs); connect again")
     if "error" in query or "code" not in query:
         raise ConsentError(f"the provider did not grant access ({query.get('error', 'no code')})")
     from authlib.common.errors import AuthlibBaseError
 
     try:
-        with _client(endpoint, redirect_uri=redirect_uri) as client:
-            return _tokens(client.fetch_token(endpoint.oauth.token_url, code=query["code"]))
+        oauth = _oauth(endpoint)
+        proof = {} if asked.code_verifier is None else {"code_verifier": asked.code_verifier}
+        with _client(endpoint, redirect_uri=asked.redirect_uri) as client:
+            _read_answers_of(client, oauth, "access_token_response")
+            return _tokens(
+                client.fetch_token(oauth.token_url, code=query["code"], **proof, **oauth.token_params), oauth
+            )
     except AuthlibBaseError as error:
         problem = f"the provider refused the code ({error.error}); connect again"
     except _UNUSABLE as error:
@@ -71,11 +103,11 @@ def connect_with_hint(
     """Walk the flow without a browser, for the sandbox, whose authorise page takes a `login_hint`."""
     if endpoint.environment != "sandbox":
         raise ValueError("only the sandbox grants access without its person")
-    url, state = authorization_url(endpoint, redirect_uri, login_hint=person)
-    answer = httpx.get(url, timeout=_TIMEOUT, follow_redirects=False)
+    asked = authorization(endpoint, redirect_uri, login_hint=person)
+    answer = httpx.get(asked.url, timeout=_TIMEOUT, follow_redirects=False)
     if not answer.is_redirect:
         raise ConsentError(f"the sandbox's authorise page answered {answer.status_code} for {person!r}")
-    return exchange(endpoint, redirect_uri, answer.headers["location"], state)
+    return exchange(endpoint, asked, answer.headers["location"])
 
 
 def refresher(endpoint: Endpoint) -> Refresh:
@@ -89,8 +121,13 @@ def refresher(endpoint: Endpoint) -> Refresh:
 
         problem: Exception
         try:
+            oauth = _oauth(endpoint)
             with _client(endpoint) as client:
-                return _tokens(client.refresh_token(endpoint.oauth.token_url, refresh_token=refresh_token))
+                _read_answers_of(client, oauth, "refresh_token_response")
+                return _tokens(
+                    client.refresh_token(oauth.token_url, refresh_token=refresh_token, **oauth.token_params),
+                    oauth,
+                )
         except AuthlibBaseError as error:
             if error.error in _DEAD_GRANT:
                 problem = ReconnectError(f"the provider refused the refresh token ({error.error})")
@@ -121,7 +158,23 @@ def _kind(error: Exception) -> str:
     return type(error).__name__ if isinstance(error, httpx.HTTPError) else "unreadable answer"
 
 
-def _tokens(answer: Mapping[str, Any]) -> Tokens:
+def _read_answers_of(client: Any, oauth: OAuth, hook: str) -> None:
+    """Have the vendor's token answers turned into the standard's before Authlib reads them."""
+    if oauth.read_token_answer is None:
+        return
+    read = oauth.read_token_answer
+
+    def standard(response: httpx.Response) -> httpx.Response:
+        if not response.is_success:
+            return response
+        return httpx.Response(
+            response.status_code, json=dict(read(response.json())), request=response.request
+        )
+
+    client.register_compliance_hook(hook, standard)
+
+
+def _tokens(answer: Mapping[str, Any], oauth: OAuth) -> Tokens:
     expires_in = answer.get("expires_in")
     return Tokens(
         access_token=answer["access_token"],
@@ -129,5 +182,5 @@ def _tokens(answer: Mapping[str, Any]) -> Tokens:
         expires_at=None
         if expires_in is None
         else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=int(expires_in)),
-        scopes=tuple(str(answer.get("scope", "")).split()),
+        scopes=tuple(str(answer.get("scope", "")).replace(oauth.scope_separator, " ").split()),
     )

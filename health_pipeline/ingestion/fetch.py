@@ -103,7 +103,8 @@ def fetch(
     if not accounts:
         return report
     endpoint = endpoint_of(provider, settings)
-    limiter, breaker = RateLimiter(), CircuitBreaker()
+    limiter = RateLimiter(*(budget for budget in provider.budgets if budget.per == "application"))
+    breaker = CircuitBreaker()
 
     def run(account: ConnectedAccount) -> AccountResult:
         client = _client(warehouse, vault, provider, endpoint, account, limiter, breaker)
@@ -132,16 +133,28 @@ def _client(
     limiter: RateLimiter,
     breaker: CircuitBreaker,
 ) -> ApiClient:
-    refresh = refresher(endpoint)
+    refresh = refresher(endpoint) if endpoint.oauth is not None else None
     last: str | None = None
 
     def token(force_refresh: bool) -> str:
         nonlocal last
+        if refresh is None:
+            return ""  # the application's own key is all there is
         rejected = last if force_refresh else None
         last = access_token(warehouse.engine, vault, account.account_id, refresh, rejected=rejected)
         return last
 
-    return ApiClient(provider.name, endpoint.base_url, token, limiter=limiter, breaker=breaker)
+    return ApiClient(
+        provider.name,
+        endpoint.base_url,
+        token,
+        authorize=endpoint.authorizer(provider),
+        interpret=provider.interpret,
+        provider_user_id=account.provider_user_id,
+        limiter=limiter,
+        own_limiter=RateLimiter(*(budget for budget in provider.budgets if budget.per == "account")),
+        breaker=breaker,
+    )
 
 
 def _fetch_account(

@@ -7,13 +7,15 @@ A provider knows nothing of Dagster, Postgres or S3. It yields `Page`s (bytes ex
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    import httpx
+
     from health_pipeline.providers.http import ApiClient
 
 #: Rows a parser refused. `location` is where in the object (a JSON path or a line number), `original` the
@@ -101,13 +103,19 @@ class Parsed:
             raise ValueError(f"parser lost records: {self.records_in} in, {accounted} accounted for")
 
 
+WindowRule = Literal["local_days", "instants", "upload_time", "change_time", "everything"]
+Paging = Literal["none", "cursor", "page_number", "offset", "link"]
+
+
 @dataclass(frozen=True, slots=True)
 class Entity:
     """One kind of record a provider has, and the staging table it becomes.
 
     `schema` is the staging table without the columns that staging adds. `endpoint` is None for tables that
-    are filled from another entity's objects. `lookback_days` is how far back a daily fetch reads again for
-    revised records. `max_window_days` is the longest span of one request, None where there is no limit.
+    are filled from another entity's objects. `window` says what the provider's window selects by: local days,
+    instants, the time of upload or of change, or nothing (everything comes, or the newest). `paging` names
+    how the pages of one window follow each other. `lookback_days` is how far back a daily fetch reads again
+    for revised records. `max_window_days` is the longest span of one request, None where there is no limit.
     """
 
     name: str
@@ -115,6 +123,8 @@ class Entity:
     key: tuple[str, ...]
     description: str
     endpoint: str | None = None
+    window: WindowRule = "local_days"
+    paging: Paging = "none"
     lookback_days: int = 0
     max_window_days: int | None = None
     scope: str | None = None
@@ -122,7 +132,13 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class OAuth:
-    """OAuth 2.0 authorization-code facts. URLs are the vendor's; the sandbox replaces their host."""
+    """OAuth 2.0 authorization-code facts. URLs are the vendor's; the sandbox replaces their host.
+
+    `client_authentication` is how the client shows who it is at the token endpoint. `authorize_params` and
+    `token_params` are sent along with the standard ones. `read_token_answer` turns the token endpoint's JSON
+    into the standard's (RFC 6749, 5.1) where the vendor's is another; it raises ValueError for an answer
+    that is an error in disguise.
+    """
 
     authorize_url: str
     token_url: str
@@ -130,6 +146,36 @@ class OAuth:
     revoke_url: str | None = None
     pkce: bool = False
     rotates_refresh_token: bool = True
+    scope_separator: str = " "
+    client_authentication: Literal["client_secret_post", "client_secret_basic"] = "client_secret_post"
+    authorize_params: Mapping[str, str] = field(default_factory=dict)
+    token_params: Mapping[str, str] = field(default_factory=dict)
+    read_token_answer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostedLink:
+    """Consent on a page that an aggregator hosts: it answers with its user id, and there are no tokens.
+
+    `start(client, redirect_uri, state)` gives the address to send the person to. `finish(query)` reads the
+    address they come back to; it raises ValueError where they did not grant access.
+    """
+
+    start: Callable[[ApiClient, str, str], str]
+    finish: Callable[[Mapping[str, str]], Account]
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordLogin:
+    """Sign-in by the person's own user name and password, for services without any OAuth.
+
+    `login(client, user_name, password)` gives an answer in the shape of RFC 6749, 5.1. The password is kept
+    in the vault as the account's refresh token, as `user_name` and `password` in JSON. `warning` is what the
+    person has to know and accept before.
+    """
+
+    login: Callable[[ApiClient, str, str], Mapping[str, Any]]
+    warning: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +186,118 @@ class Account:
     profile: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """So many requests in so many seconds, of the whole application or of each account."""
+
+    requests: int
+    seconds: float
+    per: Literal["application", "account"] = "application"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an answer means, where the provider does not say it by status code and Retry-After.
+
+    `wait_seconds` with `good` says that the budget has just been used up and when there will be more. With
+    `rate_limited` it is how long to wait. `message` is for people and holds nothing of the body's values.
+    `for_all` tells whether it is the application that has to wait, or this account only.
+    """
+
+    kind: Literal["good", "rate_limited", "unauthorized", "forbidden", "rejected", "unavailable"]
+    wait_seconds: float | None = None
+    message: str | None = None
+    for_all: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request may be signed with. No repr: it would end in a log."""
+
+    client_id: str = field(repr=False)
+    client_secret: str = field(repr=False)
+    access_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookRequest:
+    """A call to our receiver: the bytes as received, header names in lower case, every value of each."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, tuple[str, ...]]
+    body: bytes
+    received_at: dt.datetime
+
+    def header(self, name: str) -> str | None:
+        """The header's one value; None where there is none or more than one."""
+        values = self.headers.get(name.lower(), ())
+        return values[0] if len(values) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that a webhook says: data of `entity` came, changed or went for the days named.
+
+    `event_id` is the provider's own, None where it has none. `kind` is `data` (the body holds it), `changed`
+    (fetch it), `deleted`, `deauthorized` (the person withdrew consent at the provider) or `other`. Days are
+    the person's local ones as near as the event says, None where it names none.
+    """
+
+    event_type: str
+    kind: Literal["data", "changed", "deleted", "deauthorized", "other"]
+    provider_user_id: str | None
+    event_id: str | None = None
+    entity: str | None = None
+    window: Window | None = None
+    record_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """How a provider calls us.
+
+    `verify(request, secrets)` is True where one of the active secrets (shared secrets, or public keys as the
+    vendor publishes them) proves the call; it looks at nothing in the body but its bytes. `secret_path` is
+    True where the vendor signs nothing, and an unguessable path has to do. `events(body)` reads a verified
+    body and raises ValueError where it is none. `challenge(request, secrets)` answers a subscription's
+    handshake with (status, content type, body), and is None where the vendor has none or the request is no
+    handshake. `status` is what the vendor wants to hear, `refusal` what it wants for a bad signature.
+    """
+
+    carries: Literal["data", "notice"]
+    scheme: str
+    events: Callable[[bytes], tuple[Event, ...]]
+    verify: Callable[[WebhookRequest, Sequence[str]], bool] | None = None
+    secret_path: bool = False
+    challenge: Callable[[WebhookRequest, Sequence[str]], tuple[int, str, bytes] | None] | None = None
+    status: int = 200
+    refusal: int = 400
+
+    def __post_init__(self) -> None:
+        if self.verify is None and not self.secret_path:
+            raise ValueError("a webhook is either signed or has a secret path")
+
+
 FetchFunction = Callable[["ApiClient", Entity, Window], Iterator[Page]]
 ParseFunction = Callable[[RawDocument], Parsed]
 #: Confidence, 0 (not mine) to 1 (certain), that the first bytes of a file are of this kind.
 SniffFunction = Callable[[bytes], float]
+#: What an answer means; None for the usual reading. The second argument is the time, in epoch seconds.
+InterpretFunction = Callable[["httpx.Response", float], Verdict | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A source of health data. `door` says how its bytes come: `fetch` over HTTP or `upload` as files."""
+    """A source of health data. `door` says how its bytes come: `fetch` over HTTP or `upload` as files.
+
+    Consent is one of `oauth`, `hosted_link` and `password`. `budgets` are the request limits known in advance,
+    `limit_signal` says how the provider tells that one is used up, and `interpret` reads it (and errors in
+    disguise) where it is not by 429, Retry-After and X-RateLimit-Reset. `authorize` gives the headers that
+    sign a request, `Authorization: Bearer` where it is None. `poll_hours` is how often to ask without a
+    webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED.
+    """
 
     name: str
     title: str
@@ -157,6 +306,15 @@ class Provider:
     parse: ParseFunction
     base_url: str | None = None
     oauth: OAuth | None = None
+    hosted_link: HostedLink | None = None
+    password: PasswordLogin | None = None
+    authorize: Callable[[Credentials], Mapping[str, str]] | None = None
+    budgets: tuple[Budget, ...] = ()
+    limit_signal: str | None = None
+    interpret: InterpretFunction | None = None
+    webhook: Webhook | None = None
+    poll_hours: int = 24
+    enabled: bool = True
     fetch: FetchFunction | None = None
     identify: Callable[[ApiClient], Account] | None = None
     sniff: SniffFunction | None = None

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from health_pipeline.providers.base import Budget, InterpretFunction, Verdict
 
 Params = Mapping[str, str | int | float | bool | None]
 
@@ -50,7 +52,7 @@ class ProviderError(Exception):
     """A provider did not give what it was asked for. `status` is None where no answer came."""
 
     def __init__(self, provider: str, path: str, status: int | None, message: str) -> None:
-        super().__init__(f"{provider}: {message} (GET {path}, {status or 'no answer'})")
+        super().__init__(f"{provider}: {message} ({path}, {status or 'no answer'})")
         self.provider = provider
         self.path = path
         self.status = status
@@ -90,48 +92,38 @@ class MalformedResponseError(ProviderError):
 
 
 class RateLimiter:
-    """One application's request budget at a provider, shared by the clients of all its users. Thread-safe.
+    """The request budgets of one application, or of one account, at a provider. Thread-safe.
 
-    With `max_requests` and `period_seconds` requests are spaced by a sliding window before they are sent;
-    without, the limiter only waits where the provider has said so (`pause_until`). `clock` gives epoch
-    seconds.
+    Requests are spaced by a sliding window for each budget before they are sent; without budgets, the limiter
+    only waits where the provider has said so (`pause_until`). `clock` gives epoch seconds.
     """
 
-    def __init__(
-        self,
-        max_requests: int | None = None,
-        period_seconds: float = 60.0,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        if max_requests is not None and max_requests < 1:
-            raise ValueError(f"max_requests must be at least 1, not {max_requests}")
-        if period_seconds <= 0:
-            raise ValueError(f"period_seconds must be above 0, not {period_seconds}")
-        self._max_requests = max_requests
-        self._period = period_seconds
+    def __init__(self, *budgets: Budget, clock: Callable[[], float] = time.time) -> None:
+        for budget in budgets:
+            if budget.requests < 1 or budget.seconds <= 0:
+                raise ValueError(f"a budget needs at least one request in a time above 0, not {budget}")
         self._clock = clock
         self._lock = threading.Lock()
         self._paused_until = 0.0
-        self._sent: deque[float] = deque()
+        self._sent: list[tuple[Budget, deque[float]]] = [(budget, deque()) for budget in budgets]
 
     def reserve(self) -> float:
-        """Take one request from the budget and return 0, or take none and return the seconds to wait."""
+        """Take one request from every budget and return 0, or take none and return the seconds to wait."""
         with self._lock:
             now = self._clock()
-            if now < self._paused_until:
-                return self._paused_until - now
-            if self._max_requests is None:
-                return 0.0
-            while self._sent and self._sent[0] <= now - self._period:
-                self._sent.popleft()
-            if len(self._sent) >= self._max_requests:
-                return self._sent[0] + self._period - now
-            self._sent.append(now)
-            return 0.0
+            wait = max(0.0, self._paused_until - now)
+            for budget, sent in self._sent:
+                while sent and sent[0] <= now - budget.seconds:
+                    sent.popleft()
+                if len(sent) >= budget.requests:
+                    wait = max(wait, sent[0] + budget.seconds - now)
+            if wait == 0:
+                for _, sent in self._sent:
+                    sent.append(now)
+            return wait
 
     def pause_until(self, moment: float) -> None:
-        """Hold every client of this budget back until `moment` (epoch seconds)."""
+        """Hold every client of these budgets back until `moment` (epoch seconds)."""
         with self._lock:
             self._paused_until = max(self._paused_until, moment)
 
@@ -191,8 +183,16 @@ class CircuitBreaker:
 class _TransientError(Exception):
     """Worth another try. `status` is None for a network failure, whose kind `reason` names."""
 
-    def __init__(self, reason: str, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+        *,
+        rate_limited: bool = False,
+    ) -> None:
         super().__init__(reason)
+        self.rate_limited = rate_limited
         self.reason = reason
         self.status = status
         self.retry_after = retry_after
@@ -200,11 +200,15 @@ class _TransientError(Exception):
 
 @dataclass(slots=True)
 class _Call:
-    """The state of one `get` over all its attempts."""
+    """The state of one request over all its attempts."""
 
+    method: str
     url: httpx.URL
     path: str
     params: Params | None
+    form: Params | None
+    json: Any
+    headers: Mapping[str, str]
     waited: float = 0.0
     renewed: bool = False
 
@@ -212,11 +216,14 @@ class _Call:
 class ApiClient:
     """One account's authorised connection to a provider's API.
 
-    `access_token(force_refresh)` supplies the bearer token for every request; it is called with True at most
-    once a call, after a 401. Whatever it raises passes through. `limiter` and `breaker` are shared between
-    the clients of an application. A call makes at most `max_attempts` attempts and waits `max_wait` seconds
-    in all, for the rate limit and between attempts. `timeout` bounds each step on the network,
-    `response_deadline` (seconds) and `max_response_bytes` a response as a whole. `clock` gives epoch seconds.
+    `access_token(force_refresh)` supplies the token for every request; it is called with True at most once a
+    call, after a 401. Whatever it raises passes through. `authorize` makes headers of the token, a bearer
+    token where it is None. `interpret` reads what an answer means where its status does not say it.
+    `provider_user_id` is whom the provider says the token belongs to. `limiter` and `breaker` are shared
+    between the clients of an application, `own_limiter` has the account's own budgets. A call makes at most
+    `max_attempts` attempts and waits `max_wait` seconds in all, for the rate limit and between attempts.
+    `timeout` bounds each step on the network, `response_deadline` (seconds) and `max_response_bytes` a
+    response as a whole. `clock` gives epoch seconds.
     """
 
     def __init__(
@@ -225,7 +232,11 @@ class ApiClient:
         base_url: str,
         access_token: Callable[[bool], str],
         *,
+        authorize: Callable[[str], Mapping[str, str]] | None = None,
+        interpret: InterpretFunction | None = None,
+        provider_user_id: str | None = None,
         limiter: RateLimiter | None = None,
+        own_limiter: RateLimiter | None = None,
         breaker: CircuitBreaker | None = None,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
         response_deadline: float = 180.0,
@@ -236,9 +247,13 @@ class ApiClient:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.provider = provider
+        self.provider_user_id = provider_user_id
+        self._authorize = authorize or _bearer
+        self._interpret = interpret
         self._base_url = httpx.URL(base_url.rstrip("/") + "/")
         self._access_token = access_token
         self._limiter = limiter or RateLimiter(clock=clock)
+        self._own_limiter = own_limiter or RateLimiter(clock=clock)
         self._breaker = breaker or CircuitBreaker(clock=clock)
         self._response_deadline = response_deadline
         self._max_response_bytes = max_response_bytes
@@ -265,15 +280,38 @@ class ApiClient:
         self._http.close()
 
     def get(self, path: str, params: Params | None = None) -> httpx.Response:
-        """The 2xx response to a GET of `path`, relative to the base URL or absolute on the same host.
+        """The good answer to a GET of `path`; see `request`."""
+        return self.request("GET", path, params)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        params: Params | None = None,
+        *,
+        form: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """The 2xx response to a request of `path`, relative to the base URL or absolute on the same host.
 
         429, 5xx and network failures (cut bodies too) are tried again, after the time the provider names or
-        an exponential backoff with jitter. Parameters that are None are left out.
+        an exponential backoff with jitter: send nothing twice that must not be. Parameters that are None are
+        left out.
 
         Raises AuthorizationError, PermissionMissingError, RateLimitedError, ProviderUnavailableError (as
         CircuitOpenError where the provider is taken to be down) or RequestRejectedError.
         """
-        call = self._call(path, params)
+        absolute = httpx.URL(path).is_absolute_url
+        url = self._base_url.join(path if absolute else path.lstrip("/"))
+        if (url.scheme, url.netloc) != (self._base_url.scheme, self._base_url.netloc):
+            raise RequestRejectedError(
+                self.provider,
+                url.path,
+                None,
+                f"{url.host} is not this provider's host; no token is sent there",
+            )
+        call = _Call(method, url, url.path, _given(params), _given(form), json, headers or {})
         retrying = Retrying(
             retry=retry_if_exception_type(_TransientError),
             wait=_retry_wait,
@@ -289,19 +327,6 @@ class ApiClient:
         # Outside the handler, so that the network library's exception is not chained to ours.
         raise self._give_up(failure, call)
 
-    def _call(self, path: str, params: Params | None) -> _Call:
-        absolute = httpx.URL(path).is_absolute_url
-        url = self._base_url.join(path if absolute else path.lstrip("/"))
-        if (url.scheme, url.netloc) != (self._base_url.scheme, self._base_url.netloc):
-            raise RequestRejectedError(
-                self.provider,
-                url.path,
-                None,
-                f"{url.host} is not this provider's host; no token is sent there",
-            )
-        given = {name: value for name, value in (params or {}).items() if value is not None}
-        return _Call(url=url, path=url.path, params=given or None)
-
     def _attempt(self, call: _Call) -> httpx.Response:
         renew = False
         while True:
@@ -316,18 +341,30 @@ class ApiClient:
                 )
             self._take_turn(call)
             response = self._send(call, self._access_token(renew))
-            if response.status_code < 500:
+            verdict = self._read(response)
+            if verdict.kind != "unavailable":
                 self._breaker.record_answer()
-            if response.status_code == 401 and not call.renewed:
+            if verdict.kind == "unauthorized" and not call.renewed:
                 call.renewed = renew = True
                 continue
-            return self._accept(response, call)
+            return self._accept(response, verdict, call)
 
     def _take_turn(self, call: _Call) -> None:
-        while (seconds := self._limiter.reserve()) > 0:
-            if call.waited + seconds > self._max_wait:
-                raise RateLimitedError(self.provider, call.path, None, _utc(self._clock() + seconds))
-            self._wait(call, seconds)
+        for limiter in (self._own_limiter, self._limiter):
+            while (seconds := limiter.reserve()) > 0:
+                if call.waited + seconds > self._max_wait:
+                    raise RateLimitedError(self.provider, call.path, None, _utc(self._clock() + seconds))
+                self._wait(call, seconds)
+
+    def _read(self, response: httpx.Response) -> Verdict:
+        now = self._clock()
+        verdict = self._interpret(response, now) if self._interpret is not None else None
+        if verdict is None:
+            verdict = usual_verdict(response, now)
+        if verdict.wait_seconds is not None and verdict.kind in ("good", "rate_limited"):
+            limiter = self._limiter if verdict.for_all else self._own_limiter
+            limiter.pause_until(now + min(max(verdict.wait_seconds, 0.0), _MAX_PAUSE_SECONDS))
+        return verdict
 
     def _send(self, call: _Call, token: str) -> httpx.Response:
         """One request, its body read whole. Raises _TransientError on a network failure or a cut body."""
@@ -336,7 +373,12 @@ class ApiClient:
         reason = None
         try:
             with self._http.stream(
-                "GET", call.url, params=call.params, headers={"Authorization": f"Bearer {token}"}
+                call.method,
+                call.url,
+                params=call.params,
+                data=call.form,
+                json=call.json,
+                headers={**self._authorize(token), **call.headers},
             ) as response:
                 status = response.status_code
                 content = bytearray()
@@ -354,8 +396,9 @@ class ApiClient:
         except _NETWORK_ERRORS as error:
             reason = type(error).__name__
         logger.info(
-            "%s GET %s -> %s in %.3f s",
+            "%s %s %s -> %s in %.3f s",
             self.provider,
+            call.method,
             call.path,
             reason or status,
             time.monotonic() - started,
@@ -371,33 +414,26 @@ class ApiClient:
             response.status_code, headers=headers, content=bytes(content), request=response.request
         )
 
-    def _accept(self, response: httpx.Response, call: _Call) -> httpx.Response:
+    def _accept(self, response: httpx.Response, verdict: Verdict, call: _Call) -> httpx.Response:
         """The response if it is a good one; else the error it stands for."""
-        status = response.status_code
-        if response.is_success:
-            return response
-        if status == 429:
-            seconds = _asked_wait(response.headers, self._clock())
-            if seconds is not None and _is_for_all(response.headers):
-                self._limiter.pause_until(self._clock() + seconds)
-            raise _TransientError("429", status, seconds)
-        if status >= 500:
-            raise _TransientError(str(status), status, _asked_wait(response.headers, self._clock()))
-        if status == 401:
-            raise AuthorizationError(
-                self.provider,
-                call.path,
-                status,
-                "the access was revoked or has expired; reconnect the account",
-            )
-        if status == 403:
-            raise PermissionMissingError(
-                self.provider,
-                call.path,
-                status,
-                "a permission is missing; reconnect and grant it, or renew the subscription it needs",
-            )
-        raise RequestRejectedError(self.provider, call.path, status, "the request was refused")
+        status, where = response.status_code, (self.provider, call.path, response.status_code)
+        match verdict.kind:
+            case "good":
+                return response
+            case "rate_limited":
+                raise _TransientError("429", status, verdict.wait_seconds, rate_limited=True)
+            case "unavailable":
+                raise _TransientError(verdict.message or str(status), status, verdict.wait_seconds)
+            case "unauthorized":
+                said = verdict.message or "the access was revoked or has expired; reconnect the account"
+                raise AuthorizationError(*where, said)
+            case "forbidden":
+                said = verdict.message or (
+                    "a permission is missing; reconnect and grant it, or renew the subscription it needs"
+                )
+                raise PermissionMissingError(*where, said)
+            case "rejected":
+                raise RequestRejectedError(*where, verdict.message or "the request was refused")
 
     def _spent(self, state: RetryCallState, call: _Call) -> bool:
         return (
@@ -410,17 +446,18 @@ class ApiClient:
 
     def _log_retry(self, state: RetryCallState, call: _Call) -> None:
         logger.warning(
-            "%s GET %s: attempt %d failed, next in %.1f s",
+            "%s %s %s: attempt %d failed, next in %.1f s",
             self.provider,
+            call.method,
             call.path,
             state.attempt_number,
             state.upcoming_sleep,
         )
 
     def _give_up(self, failure: _TransientError, call: _Call) -> ProviderError:
-        if failure.status == 429:
+        if failure.rate_limited:
             retry_at = _utc(self._clock() + (failure.retry_after or 60.0))
-            return RateLimitedError(self.provider, call.path, 429, retry_at)
+            return RateLimitedError(self.provider, call.path, failure.status, retry_at)
         self._breaker.record_failure()
         what = f"server error {failure.status}" if failure.status else f"network failure ({failure.reason})"
         return ProviderUnavailableError(
@@ -442,6 +479,29 @@ def _retry_wait(state: RetryCallState) -> float:
     asked = error.retry_after if isinstance(error, _TransientError) else None
     # On top of what was asked for, too: clients told the same second would come back in the same second.
     return (asked or 0.0) + _BACKOFF(state)
+
+
+def usual_verdict(response: httpx.Response, now: float) -> Verdict:
+    """What status code, Retry-After and X-RateLimit-Reset say. A 4xx that is none of those is a refusal."""
+    status = response.status_code
+    if response.is_success:
+        return Verdict("good")
+    if status == 429:
+        wait = _asked_wait(response.headers, now)
+        return Verdict("rate_limited", wait, for_all=_is_for_all(response.headers))
+    if status >= 500:
+        return Verdict("unavailable", _asked_wait(response.headers, now))
+    if status == 401:
+        return Verdict("unauthorized")
+    return Verdict("forbidden" if status == 403 else "rejected")
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _given(params: Params | None) -> Params | None:
+    return {name: value for name, value in (params or {}).items() if value is not None} or None
 
 
 def _asked_wait(headers: httpx.Headers, now: float) -> float | None:

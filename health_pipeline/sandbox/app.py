@@ -6,6 +6,7 @@ import datetime as dt
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException
@@ -90,6 +91,7 @@ def create_app(
         app.include_router(api.oauth.router(), prefix=f"/{api.name}")
         app.include_router(api.router(), prefix=f"/{api.name}")
     app.include_router(_switches(sandbox, apis, board))
+    app.include_router(_truths(sandbox, apis))
     app.include_router(_books(sandbox, apis, board))
     app.add_middleware(FaultMiddleware, board=board, apis=apis)
     return app
@@ -155,6 +157,25 @@ def _switches(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoa
     return router
 
 
+def _truths(sandbox: Sandbox, apis: Mapping[str, ProviderApi]) -> APIRouter:
+    """What to hold the pipeline's answers against."""
+    router = APIRouter()
+
+    @router.get("/__truth/{handle}")
+    async def true_days(handle: str, start: dt.date, end: dt.date) -> dict[str, Any]:
+        _span(start, end)
+        return {"handle": handle, "days": truth(_person(sandbox, handle), start, end)}
+
+    @router.get("/__truth/{provider}/{handle}")
+    async def true_values(provider: str, handle: str, start: dt.date, end: dt.date) -> dict[str, Any]:
+        _span(start, end)
+        _person(sandbox, handle)
+        values = _api(apis, provider).truth(handle, start, end)
+        return {"handle": handle, "provider": provider, "values": [asdict(value) for value in values]}
+
+    return router
+
+
 def _books(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoard) -> APIRouter:
     """What can be read of the sandbox itself."""
     router = APIRouter()
@@ -186,11 +207,6 @@ def _books(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoard)
             for p in sandbox.people.values()
         ]
         return {"people": rows}
-
-    @router.get("/__truth/{handle}")
-    async def true_days(handle: str, start: dt.date, end: dt.date) -> dict[str, Any]:
-        _span(start, end)
-        return {"handle": handle, "days": truth(_person(sandbox, handle), start, end)}
 
     @router.get("/__files/{kind}/{handle}")
     async def file(kind: str, handle: str, start: dt.date, end: dt.date) -> Response:

@@ -14,6 +14,7 @@ import html
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
@@ -24,7 +25,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 
 from health_pipeline.sandbox.context import Sandbox
 
-_CODE_SECONDS = 600
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 TokenKind = Literal["code", "access", "refresh"]
@@ -48,16 +48,30 @@ class OAuthRules:
     """How a provider's authorization server differs from others.
 
     `scopes` are those it knows. `rotates` tells whether each refresh gives a new refresh token and spends the
-    old one. `revoke_with` is the parameter that carries the token to revoke.
+    old one. `revoke_with` is the parameter that carries the token to revoke. The paths are the vendor's.
+    `requires_pkce` refuses an authorization without a challenge. `code_seconds` and `access_seconds` are how
+    long codes and access tokens live, the latter the sandbox's own figure where it is None. `read_form` turns
+    the vendor's token request into the standard's, and `write_answer` (answer, grant) the standard's token
+    answer into the vendor's; `write_error` (status, code, description) its errors.
     """
 
     scopes: tuple[str, ...]
     rotates: bool = True
     revoke_with: str = "token"
+    authorize_path: str = "/oauth/authorize"
+    token_path: str = "/oauth/token"  # noqa: S105 - a path
+    revoke_path: str | None = "/oauth/revoke"
+    scope_separator: str = " "
+    requires_pkce: bool = False
+    code_seconds: int = 600
+    access_seconds: int | None = None
+    read_form: Callable[[dict[str, str]], dict[str, str]] | None = None
+    write_answer: Callable[[dict[str, Any], Grant], dict[str, Any]] | None = None
+    write_error: Callable[[int, str, str], Response] | None = None
 
 
 class OAuthServer:
-    """Authorization, token and revocation endpoints under `/{provider}/oauth`."""
+    """Authorization, token and revocation endpoints, at the vendor's paths under `/{provider}`."""
 
     def __init__(self, provider: str, rules: OAuthRules, sandbox: Sandbox) -> None:
         self.provider = provider
@@ -119,24 +133,30 @@ class OAuthServer:
         """End every grant of a person, as if they had withdrawn them at the provider."""
         self._ended_handles[handle] = time.time_ns()
 
-    def _tokens(self, claims: dict[str, Any]) -> dict[str, Any]:
+    def _tokens(self, claims: dict[str, Any], refresh_token: str | None = None) -> dict[str, Any]:
         kept = {name: claims[name] for name in ("h", "c", "s", "f")}
-        seconds = self._sandbox.settings.access_token_seconds
-        return {
+        seconds = self.rules.access_seconds or self._sandbox.settings.access_token_seconds
+        answer = {
             "access_token": self._issue("access", kept, seconds),
             "token_type": "Bearer",
             "expires_in": seconds,
-            "refresh_token": self._issue("refresh", kept, None),
-            "scope": claims["s"],
+            "refresh_token": refresh_token or self._issue("refresh", kept, None),
+            "scope": self.rules.scope_separator.join(claims["s"].split()),
         }
+        if self.rules.write_answer is not None:
+            return self.rules.write_answer(
+                answer, Grant(claims["h"], claims["c"], frozenset(claims["s"].split()))
+            )
+        return answer
 
     # Endpoints
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/oauth")
-        router.add_api_route("/authorize", self._authorize, methods=["GET"])
-        router.add_api_route("/token", self._token, methods=["POST"])
-        router.add_api_route("/revoke", self._revoke, methods=["POST"])
+        router = APIRouter()
+        router.add_api_route(self.rules.authorize_path, self._authorize, methods=["GET"])
+        router.add_api_route(self.rules.token_path, self._token, methods=["POST"])
+        if self.rules.revoke_path is not None:
+            router.add_api_route(self.rules.revoke_path, self._revoke, methods=["POST"])
         return router
 
     async def _authorize(self, request: Request) -> Response:
@@ -152,7 +172,11 @@ class OAuthServer:
             )
         if query.get("response_type") != "code":
             return self._back(redirect_uri, query.get("state"), error="unsupported_response_type")
-        scopes = query.get("scope", "").split() or list(self.rules.scopes)
+        scopes = query.get("scope", "").replace(self.rules.scope_separator, " ").split() or list(
+            self.rules.scopes
+        )
+        if self.rules.requires_pkce and not query.get("code_challenge"):
+            return self._back(redirect_uri, query.get("state"), error="invalid_request")
         if not set(scopes) <= set(self.rules.scopes):
             return self._back(redirect_uri, query.get("state"), error="invalid_scope")
         handle = query.get("login_hint")
@@ -171,7 +195,9 @@ class OAuthServer:
             "r": redirect_uri,
             "p": query.get("code_challenge", ""),
         }
-        return self._back(redirect_uri, query.get("state"), code=self._issue("code", claims, _CODE_SECONDS))
+        return self._back(
+            redirect_uri, query.get("state"), code=self._issue("code", claims, self.rules.code_seconds)
+        )
 
     def _back(self, redirect_uri: str, state: str | None, **answer: str) -> Response:
         if state is not None:
@@ -198,9 +224,11 @@ class OAuthServer:
 
     async def _token(self, request: Request) -> Response:
         form = _form(await request.body())
+        if self.rules.read_form is not None:
+            form = self.rules.read_form(form)
         if not self._client_ok(request, form):
             self.counts["refused"] += 1
-            return _error(401, "invalid_client", "Unknown client_id or wrong client_secret.")
+            return self._error(401, "invalid_client", "Unknown client_id or wrong client_secret.")
         grant_type = form.get("grant_type", "")
         self.counts[grant_type if grant_type in ("authorization_code", "refresh_token") else "refused"] += 1
         try:
@@ -209,18 +237,23 @@ class OAuthServer:
             elif grant_type == "refresh_token":
                 claims = self._read("refresh", form.get("refresh_token", ""))
             else:
-                return _error(400, "unsupported_grant_type", "Use authorization_code or refresh_token.")
+                return self._error(400, "unsupported_grant_type", "Use authorization_code or refresh_token.")
             if claims["c"] != form["client_id"]:
                 raise TokenError("issued to another client")
         except TokenError as error:
             self.counts["refused"] += 1
-            return _error(400, "invalid_grant", f"The {grant_type.replace('_', ' ')} is not valid: {error}.")
-        answer = self._tokens(claims)
-        if grant_type == "refresh_token" and not self.rules.rotates:
-            answer["refresh_token"] = form["refresh_token"]
-        else:
+            return self._error(
+                400, "invalid_grant", f"The {grant_type.replace('_', ' ')} is not valid: {error}."
+            )
+        keeps_refresh_token = grant_type == "refresh_token" and not self.rules.rotates
+        if not keeps_refresh_token:
             self._spent.add(claims["j"])
+        answer = self._tokens(claims, form["refresh_token"] if keeps_refresh_token else None)
         return JSONResponse(answer, headers=_NO_STORE)
+
+    def _error(self, status: int, code: str, description: str) -> Response:
+        write = self.rules.write_error or _error
+        return write(status, code, description)
 
     def _redeem(self, form: dict[str, str]) -> dict[str, Any]:
         claims = self._read("code", form.get("code", ""))

@@ -31,7 +31,7 @@ from health_pipeline.connections.accounts import (
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
 from health_pipeline.connections.oauth import (
     ConsentError,
-    authorization_url,
+    authorization,
     connect_with_hint,
     exchange,
     refresher,
@@ -356,26 +356,26 @@ def test_a_connection_is_whole_or_not_there(
 
 
 def test_an_answer_to_another_request_is_not_taken(endpoint: Endpoint) -> None:
-    _, state = authorization_url(endpoint, "http://127.0.0.1/callback")
+    asked = authorization(endpoint, "http://127.0.0.1/callback")
     for answer in ("?code=x&state=other", "?code=x", "?error=access_denied"):
         with pytest.raises(ConsentError, match="does not belong to this request"):
-            exchange(endpoint, "http://127.0.0.1/callback", f"http://127.0.0.1/callback{answer}", state)
+            exchange(endpoint, asked, f"http://127.0.0.1/callback{answer}")
 
 
 def test_a_denial_and_a_bad_code_are_told(sandbox: RunningSandbox, endpoint: Endpoint) -> None:
     redirect = "http://127.0.0.1/callback"
-    url, state = authorization_url(endpoint, redirect, decision="deny")
-    denied = httpx.get(url).headers["location"]
+    asked = authorization(endpoint, redirect, decision="deny")
+    denied = httpx.get(asked.url).headers["location"]
     with pytest.raises(ConsentError, match="did not grant access \\(access_denied\\)"):
-        exchange(endpoint, redirect, denied, state)
+        exchange(endpoint, asked, denied)
     with pytest.raises(ConsentError, match="refused the code \\(invalid_grant\\); connect again"):
-        exchange(endpoint, redirect, f"{redirect}?code=canary&state={state}", state)
+        exchange(endpoint, asked, f"{redirect}?code=canary&state={asked.state}")
     order(sandbox.url, "server_error", path_contains="oauth/token")
-    url, state = authorization_url(endpoint, redirect, login_hint="ada")
-    answer = httpx.get(url).headers["location"]
+    asked = authorization(endpoint, redirect, login_hint="ada")
+    answer = httpx.get(asked.url).headers["location"]
     code = httpx.URL(answer).params["code"]
     with pytest.raises(ConsentError, match="try again") as refused:
-        exchange(endpoint, redirect, answer, state)
+        exchange(endpoint, asked, answer)
     assert_no_secret(refused.value, None, code, "sandbox-secret")
 
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from health_pipeline.providers.base import Budget
 from health_pipeline.providers.http import (
     ApiClient,
     AuthorizationError,
@@ -291,7 +292,7 @@ def test_429_of_one_token_leaves_other_users_alone(server, make_client, time):
 
 def test_budget_spaces_requests_of_all_clients(server, make_client, time):
     server.answers = [OK]
-    limiter = RateLimiter(max_requests=3, period_seconds=60, clock=time.clock)
+    limiter = RateLimiter(Budget(3, 60), clock=time.clock)
     clients = [make_client(limiter=limiter) for _ in range(2)]
     started = time.now
     for number in range(7):
@@ -302,7 +303,7 @@ def test_budget_spaces_requests_of_all_clients(server, make_client, time):
 
 def test_budget_is_never_overspent_by_threads():
     now = 1_000.0
-    limiter = RateLimiter(max_requests=100, period_seconds=60, clock=lambda: now)
+    limiter = RateLimiter(Budget(100, 60), clock=lambda: now)
     granted: list[float] = []
 
     def spend() -> None:

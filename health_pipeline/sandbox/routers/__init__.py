@@ -6,15 +6,42 @@ import datetime as dt
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from health_pipeline.sandbox.context import Sandbox
+from health_pipeline.sandbox.night import DEEP, LIGHT, REM, Night
 from health_pipeline.sandbox.oauth import OAuthRules, OAuthServer
 
 Revision = Literal["edit", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrueValue:
+    """What a metric of a local day must be in the warehouse, from what the person did: no wire format involved.
+
+    `value` is in the catalogue's unit, the day's values made one by the catalogue's daily aggregation.
+    `tolerance` is what the vendor's rounding may take from it.
+    """
+
+    metric_type: str
+    local_date: dt.date
+    value: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCall:
+    """A request as the vendor would send it to our receiver's address for it."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    method: str = "POST"
+    query: Mapping[str, str] = field(default_factory=dict)
 
 
 class ProviderApi(ABC):
@@ -46,6 +73,39 @@ class ProviderApi(ABC):
         Raises:
             LookupError: there is nothing to revise on that day.
         """
+
+    @abstractmethod
+    def truth(self, handle: str, start: dt.date, end: dt.date) -> list[TrueValue]:
+        """What the warehouse must hold of this provider for the local days from `start` to `end`, both included.
+
+        Only what the person's device saw and what the provider would have told by now.
+        """
+
+    def webhooks(self, handle: str, day: dt.date, secret: str) -> list[WebhookCall]:
+        """The calls that the vendor makes when a day's data is there, signed as the vendor signs."""
+        raise LookupError(f"{self.name} calls nobody")
+
+
+def night_values(date: dt.date, slept: Sequence[Night]) -> list[TrueValue]:
+    """What the main sleeps that ended on a date come to: durations added, rates weighted by time in bed."""
+
+    def total(value: Callable[[Night], float]) -> float:
+        return float(sum(value(night) for night in slept))
+
+    def weighted(value: Callable[[Night], float]) -> float:
+        return total(lambda night: value(night) * night.time_in_bed) / total(lambda night: night.time_in_bed)
+
+    return [
+        TrueValue("sleep_duration", date, total(lambda night: night.total_sleep), 0),
+        TrueValue("deep_sleep", date, total(lambda night: night.seconds_of(DEEP)), 0),
+        TrueValue("light_sleep", date, total(lambda night: night.seconds_of(LIGHT)), 0),
+        TrueValue("rem_sleep", date, total(lambda night: night.seconds_of(REM)), 0),
+        TrueValue("awake_time", date, total(lambda night: night.awake_time), 0),
+        TrueValue("time_in_bed", date, total(lambda night: night.time_in_bed), 0),
+        TrueValue("resting_heart_rate", date, min(night.lowest_heart_rate for night in slept), 0.5),
+        TrueValue("respiratory_rate", date, weighted(lambda night: night.breath), 0.5),
+        TrueValue("heart_rate_variability", date, weighted(lambda night: night.average_hrv or 0), 0.5),
+    ]
 
 
 def provider_apis(sandbox: Sandbox) -> dict[str, ProviderApi]:

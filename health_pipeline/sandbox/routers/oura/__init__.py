@@ -14,13 +14,19 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from health_pipeline.sandbox.activity import HeartRate
+from health_pipeline.sandbox.activity import HeartRate, activity
 from health_pipeline.sandbox.context import Sandbox
 from health_pipeline.sandbox.life import life_of
+from health_pipeline.sandbox.night import Night, nights
 from health_pipeline.sandbox.oauth import Grant, OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH
-from health_pipeline.sandbox.routers import ProviderApi, Revision
-from health_pipeline.sandbox.routers.oura.documents import Document, Documents, heart_rate_rows
+from health_pipeline.sandbox.routers import ProviderApi, Revision, TrueValue, night_values
+from health_pipeline.sandbox.routers.oura.documents import (
+    SYNC_DELAY,
+    Document,
+    Documents,
+    heart_rate_rows,
+)
 
 _ONE_DAY = dt.timedelta(days=1)
 _LONGEST_HEART_RATE_SPAN = dt.timedelta(days=30)
@@ -125,6 +131,24 @@ class API(ProviderApi):
         else:
             documents.edits[day] = documents.edits.get(day, 0) + 1
         return before
+
+    def truth(self, handle: str, start: dt.date, end: dt.date) -> list[TrueValue]:
+        documents = self._documents[handle]
+        life, now = documents.life, self.sandbox.now().timestamp()
+        values: list[TrueValue] = []
+        sleeps: dict[dt.date, list[Night]] = {}
+        for day in life.days(start - _ONE_DAY, end):
+            lived = activity(life, day)
+            if start <= day.date and lived.worn.any() and day.end <= now:
+                values.append(TrueValue("steps", day.date, lived.recorded_steps, 0))
+            for night in nights(life, day):
+                # The ring calls the naps of a flight a night, too.
+                if night.kind in ("main", "flight") and (night.kind == "flight" or day.night_worn):
+                    sleeps.setdefault(life.timeline.local(night.wake).date(), []).append(night)
+        for date, slept in sleeps.items():
+            if start <= date <= end and all(night.wake + SYNC_DELAY <= now for night in slept):
+                values += night_values(date, slept)
+        return values
 
     # Routes
 

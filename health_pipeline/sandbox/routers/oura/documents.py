@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from health_pipeline.sandbox import noise
+from health_pipeline.sandbox import body, noise
 from health_pipeline.sandbox.activity import SOURCES, HeartRate, activity, heart_rate
 from health_pipeline.sandbox.life import Day, Life
 from health_pipeline.sandbox.night import DEEP, LIGHT, REM, Night, digits, nights
@@ -166,15 +166,14 @@ class Documents:
         if seen is None:
             return []
         day, night = seen
-        wobble = float(noise.normal(noise.key(self.person.seed, self.person.handle, "spo2"), day.index, 1)[0])
-        average = 97.6 - 0.015 * (self.person.age(date) - 35) - 0.9 * day.illness + 0.35 * wobble
+        wobble = body.wobble(self.life, day)
         return self._daily(
             "daily_spo2",
             day,
             night.wake + SYNC_DELAY,
             {
                 "day": date.isoformat(),
-                "spo2_percentage": {"average": round(min(average, 99.9), 3)},
+                "spo2_percentage": {"average": round(body.spo2(self.life, day), 3)},
                 "breathing_disturbance_index": max(0, round(6 - 2 * wobble + self.person.age(date) / 12)),
             },
         )
@@ -205,7 +204,7 @@ class Documents:
         weight = self.person.weight_kg
         active = round(float(np.maximum(met - 1.3, 0.0)[high | medium | low].sum()) * weight / 60)
         score, contributors = scores.activity(self.life, day, lived, seconds["high"], seconds["medium"])
-        walked = round(lived.recorded_steps * 0.42 * self.person.height_m + 8 * active)
+        walked = round(lived.recorded_steps * body.step_length(self.person) + 8 * active)
         target = round(100 * (4.3 + self.person.daily_steps / 2500))
         start = self.life.timeline.local(day.start)
         return self._daily(
@@ -235,17 +234,11 @@ class Documents:
                 "steps": lived.recorded_steps,
                 "target_calories": target,
                 "target_meters": 20 * target,
-                "total_calories": active + round(self._basal(date) * met.size / 1440),
+                "total_calories": active + round(body.basal_kcal(self.person, date) * met.size / 1440),
                 "day": date.isoformat(),
                 "timestamp": start.isoformat(),
             },
         )
-
-    def _basal(self, date: dt.date) -> float:
-        """Basal metabolism, kcal a day (Mifflin-St Jeor)."""
-        person = self.person
-        constant = 5 if person.sex == "male" else -161
-        return 10 * person.weight_kg + 625 * person.height_m - 5 * person.age(date) + constant
 
     def daily_stress(self, date: dt.date) -> list[Document]:
         day = self.life.day(date)
@@ -262,15 +255,13 @@ class Documents:
         payload = {"day": date.isoformat(), "contributors": contributors, "level": level}
         return self._daily("daily_resilience", day, day.end, payload)
 
-    def _fitness(self, day: Day) -> float:
-        """VO2 max (ml/kg/min): up when the training season has brought resting heart rate down."""
-        return self.person.vo2_max - 0.45 * self.life.season(day.date)
-
     def daily_cardiovascular_age(self, date: dt.date) -> list[Document]:
         day = self.life.day(date)
         if day is None or day.index < 14 or not day.night_worn:
             return []
-        age = round(self.person.age(date) + 0.8 * (40 - self._fitness(day)) / 2 + (day.index // 9) % 2)
+        age = round(
+            self.person.age(date) + 0.8 * (40 - body.fitness(self.life, day.date)) / 2 + (day.index // 9) % 2
+        )
         age = max(18, min(100, age))
         payload = {
             "day": date.isoformat(),
@@ -290,7 +281,7 @@ class Documents:
             "id": self.document_id("vO2_max", date),
             "day": date.isoformat(),
             "timestamp": self._iso(end),
-            "vo2_max": round(self._fitness(day)),
+            "vo2_max": round(body.fitness(self.life, day.date)),
         }
         return [Document(self.life.timeline.local(end).replace(tzinfo=None), end + SYNC_DELAY, payload)]
 
