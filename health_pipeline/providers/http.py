@@ -361,7 +361,10 @@ class ApiClient:
         verdict = self._interpret(response, now) if self._interpret is not None else None
         if verdict is None:
             verdict = usual_verdict(response, now)
-        if verdict.wait_seconds is not None and verdict.kind in ("good", "rate_limited"):
+        # The call that was refused waits by itself; whoever shares its budget has to be told.
+        if verdict.wait_seconds is not None and (
+            verdict.kind == "good" or (verdict.kind == "rate_limited" and verdict.for_all)
+        ):
             limiter = self._limiter if verdict.for_all else self._own_limiter
             limiter.pause_until(now + min(max(verdict.wait_seconds, 0.0), _MAX_PAUSE_SECONDS))
         return verdict
