@@ -20,3 +20,31 @@ select * from {{ ref(model) }}
 {% macro utc_text(instant) -%}
     to_char({{ instant }} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 {%- endmacro %}
+
+{#
+  The stages of a sleep from a text with one character for so many seconds each: a JSON array in order of
+  {"stage", "start" (seconds since the sleep began), "seconds"}; null where there is no text. `names` maps
+  characters to deep, light, rem, awake or asleep.
+#}
+{% macro stages_of_digits(column, seconds_per_character, names={'1': 'deep', '2': 'light', '3': 'rem', '4': 'awake'}) -%}
+    (
+        select
+            jsonb_agg(
+                jsonb_build_object('stage', runs.stage, 'start', runs.until - runs.seconds, 'seconds', runs.seconds)
+                order by runs.place
+            )
+        from (
+            select
+                matches.place,
+                case left(matches.run[1], 1)
+                    {% for character, name in names.items() -%}
+                    when '{{ character }}' then '{{ name }}'
+                    {% endfor -%}
+                    else 'asleep'
+                end as stage,
+                length(matches.run[1]) * {{ seconds_per_character }} as seconds,
+                sum(length(matches.run[1])) over (order by matches.place) * {{ seconds_per_character }} as until
+            from regexp_matches({{ column }}, '((.)\2*)', 'g') with ordinality as matches (run, place)
+        ) as runs
+    )
+{%- endmacro %}

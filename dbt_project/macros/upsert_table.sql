@@ -42,6 +42,8 @@
     {{ get_assert_columns_equivalent('select ' ~ columns | join(', ') ~ ' from (' ~ sql ~ ') as batch') }}
     {% if existing is none %}
         {% do run_query(create_upsert_table(target_relation, unique_key, partition_by)) %}
+    {% else %}
+        {{ add_missing_columns(existing) }}
     {% endif %}
 
     {% if existing is not none and config.get('nested') %}{{ join_by_index() }}{% endif %}
@@ -220,6 +222,20 @@ create table {{ relation }} (
 create index on {{ relation }} ({{ index.columns | join(', ') }})
 {%- if index.where %} where {{ index.where }}{% endif %};
 {% endfor %}
+{% endmacro %}
+
+
+{# A column the model has gained is empty in the rows of before, until `dbt build --full-refresh`. #}
+{% macro add_missing_columns(relation) %}
+    {% set there = adapter.get_columns_in_relation(relation) | map(attribute='name') | list %}
+    {% for column in model.columns.values() if column.name not in there %}
+        {% if column.constraints | selectattr('type', 'equalto', 'not_null') | list %}
+            {{ exceptions.raise_compiler_error(
+                relation ~ ' lacks the column ' ~ column.name ~ ', which may not be empty: run dbt build --full-refresh'
+            ) }}
+        {% endif %}
+        {% do run_query('alter table ' ~ relation ~ ' add column ' ~ column.name ~ ' ' ~ column.data_type) %}
+    {% endfor %}
 {% endmacro %}
 
 

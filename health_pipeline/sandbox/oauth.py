@@ -129,6 +129,11 @@ class OAuthServer:
         claims = self._read("access", token.strip())
         return Grant(claims["h"], claims["c"], frozenset(claims["s"].split()))
 
+    def access_token(self, handle: str) -> str:
+        """A token for a person's whole data, as if the sandbox's own client had been granted it."""
+        claims = {"h": handle, "c": "sandbox", "s": " ".join(self.rules.scopes), "f": secrets.token_hex(8)}
+        return str(self._issue("access", claims, None))
+
     def revoke_person(self, handle: str) -> None:
         """End every grant of a person, as if they had withdrawn them at the provider."""
         self._ended_handles[handle] = time.time_ns()

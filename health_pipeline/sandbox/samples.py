@@ -22,65 +22,27 @@ from health_pipeline.sandbox.files import (
 )
 from health_pipeline.sandbox.people import person
 
-#: Whose Oura documents, from which day to which (both included): a night without the ring, an evening rest
-#: taken for sleep, and the flight home from New York to Berlin in the night to the 30th.
-OURA_PERSON, OURA_START, OURA_END = "ben", dt.date(2026, 8, 27), dt.date(2026, 8, 31)
-
 #: A time at which all of it has come to be.
 NOW = dt.datetime(2026, 9, 5, 12, tzinfo=dt.UTC)
 
-_OURA_DOCUMENTS = (
-    "daily_activity",
-    "daily_cardiovascular_age",
-    "daily_readiness",
-    "daily_resilience",
-    "daily_sleep",
-    "daily_spo2",
-    "daily_stress",
-    "sleep",
-    "vO2_max",
-    "workout",
-)
 
-
-async def _oura(folder: Path) -> None:
+async def _answers(root: Path) -> None:
+    """What each provider's API answers to its sample requests."""
     app = create_app(now=lambda: NOW)
-    oauth = app.state.apis["oura"].oauth
-    client = {
-        "client_id": "sandbox",
-        "client_secret": "sandbox-secret",
-        "redirect_uri": "http://localhost/back",
-    }
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sandbox/oura") as http:
-        asked = {
-            "client_id": "sandbox",
-            "redirect_uri": client["redirect_uri"],
-            "response_type": "code",
-            "scope": " ".join(oauth.rules.scopes),
-            "login_hint": OURA_PERSON,
-        }
-        answer = await http.get("/oauth/authorize", params=asked)
-        code = httpx.URL(answer.headers["location"]).params["code"]
-        answer = await http.post(
-            "/oauth/token", data={**client, "grant_type": "authorization_code", "code": code}
-        )
-        headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-        before = OURA_START - dt.timedelta(days=1)
-        days = {"end_date": f"{OURA_END}T23:59:59"}
-        pages = {
-            name: {"start_date": str(before if name == "sleep" else OURA_START)} | days
-            for name in _OURA_DOCUMENTS
-        }
-        pages["vO2_max"]["start_date"] = pages["workout"]["start_date"] = str(OURA_START.replace(day=1))
-        pages["personal_info"] = {}
-        pages["heartrate"] = {
-            "start_datetime": f"{OURA_START}T00:00:00Z",
-            "end_datetime": f"{OURA_START + dt.timedelta(days=3)}T00:00:00Z",
-        }
-        for name, query in pages.items():
-            answer = await http.get(f"/v2/usercollection/{name}", params=query, headers=headers)
-            answer.raise_for_status()
-            (folder / f"{name}.json").write_bytes(answer.content)
+    transport = httpx.ASGITransport(app)
+    for name, api in app.state.apis.items():
+        if not api.samples:
+            continue
+        (root / name).mkdir(parents=True, exist_ok=True)
+        headers = dict(api.sample_headers(api.sample_person))
+        async with httpx.AsyncClient(
+            transport=transport, base_url=f"http://sandbox/{name}", headers=headers
+        ) as http:
+            for file, asked in api.samples.items():
+                body = {"data": asked.form} if asked.form is not None else {"json": asked.json}
+                answer = await http.request(asked.method, asked.path, params=asked.params, **body)
+                answer.raise_for_status()
+                (root / name / file).write_bytes(answer.content)
 
 
 def _glucose(root: Path) -> None:
@@ -105,9 +67,9 @@ def _glucose(root: Path) -> None:
 
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
-    for provider in ("oura", "dexcom_clarity", "libreview", "nightscout", "glucose_csv"):
+    for provider in ("dexcom_clarity", "libreview", "nightscout", "glucose_csv"):
         (root / provider).mkdir(parents=True, exist_ok=True)
-    asyncio.run(_oura(root / "oura"))
+    asyncio.run(_answers(root))
     _glucose(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 

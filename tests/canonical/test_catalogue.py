@@ -28,7 +28,7 @@ def test_metric_is_well_formed(metric: dict[str, str]) -> None:
     assert metric["category"]
     assert metric["description"].endswith(".")
     assert metric["value_kind"] in {"instant", "interval_sum", "daily_value", "score"}
-    assert metric["daily_aggregation"] in {"sum", "mean", "min", "max", "last"}
+    assert metric["daily_aggregation"] in {"sum", "mean", "min", "max", "last", "duration_weighted"}
     assert (metric["daily_aggregation"] == "sum") == (metric["value_kind"] == "interval_sum")
     low, high = float(metric["valid_min"]), float(metric["valid_max"])
     assert math.isfinite(low) and math.isfinite(high) and low < high

@@ -21,8 +21,10 @@ select
     lowest_heart_rate_bpm,
     average_heart_rate_bpm,
     average_breath_per_minute,
-    -- One character for 5 minutes; Oura's digits, in words' first letters: deep, light, rem, awake.
-    translate(sleep_phase_5_min, '1234', 'dlra') as stages_5_min,
+    coalesce(
+        {{ stages_of_digits('sleep_phase_30_sec', 30) }},
+        {{ stages_of_digits('sleep_phase_5_min', 300) }}
+    ) as stages,
     type is not distinct from 'deleted' as is_deleted,
     raw_object_id,
     received_at

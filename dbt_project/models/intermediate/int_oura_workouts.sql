@@ -12,6 +12,8 @@ select
     calories_kcal,
     distance_m,
     null::double precision as average_heart_rate_bpm,
+    null::double precision as max_heart_rate_bpm,
+    null::double precision as elevation_gain_m,
     false as is_deleted,
     raw_object_id,
     received_at

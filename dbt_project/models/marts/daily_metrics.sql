@@ -32,6 +32,8 @@ rows_of_days as (
         metrics.source,
         metrics.recorded_at,
         metrics.metric_value,
+        -- A value without a duration counts as a second.
+        coalesce(greatest(extract(epoch from metrics.ended_at - metrics.recorded_at), 1), 1)::double precision as weight,
         changed.unit,
         changed.daily_aggregation
     from changed
@@ -54,6 +56,9 @@ by_source as (
         case rows_of_days.daily_aggregation
             when 'sum' then sum(rows_of_days.metric_value order by rows_of_days.recorded_at)
             when 'mean' then avg(rows_of_days.metric_value order by rows_of_days.recorded_at)
+            when 'duration_weighted' then
+                sum(rows_of_days.metric_value * rows_of_days.weight order by rows_of_days.recorded_at)
+                / sum(rows_of_days.weight order by rows_of_days.recorded_at)
             when 'min' then min(rows_of_days.metric_value)
             when 'max' then max(rows_of_days.metric_value)
             when 'last' then (array_agg(rows_of_days.metric_value order by rows_of_days.recorded_at desc))[1]

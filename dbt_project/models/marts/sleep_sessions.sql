@@ -13,7 +13,7 @@
     'started_at', 'ended_at', 'utc_offset_minutes', 'end_utc_offset_minutes', 'local_date', 'sleep_type',
     'is_main_sleep', 'time_in_bed_seconds', 'sleep_seconds', 'deep_sleep_seconds', 'light_sleep_seconds',
     'rem_sleep_seconds', 'awake_seconds', 'latency_seconds', 'efficiency_percent', 'average_hrv_ms',
-    'lowest_heart_rate_bpm', 'average_heart_rate_bpm', 'average_breath_per_minute', 'stages_5_min',
+    'lowest_heart_rate_bpm', 'average_heart_rate_bpm', 'average_breath_per_minute', 'stages',
 ] %}
 with sessions as not materialized (
     select * from {{ ref('int_sleep_sessions_unioned') }}

@@ -13,7 +13,8 @@
 -- depends_on: {{ ref('int_workouts_pending') }}
 {%- set measured = [
     'started_at', 'ended_at', 'utc_offset_minutes', 'local_date', 'activity', 'intensity', 'duration_seconds',
-    'calories_kcal', 'distance_m', 'average_heart_rate_bpm',
+    'calories_kcal', 'distance_m', 'average_heart_rate_bpm', 'max_heart_rate_bpm',
+    'elevation_gain_m',
 ] %}
 with workouts as not materialized (
     select * from {{ ref('int_workouts_unioned') }}

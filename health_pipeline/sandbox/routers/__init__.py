@@ -8,7 +8,8 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -35,6 +36,18 @@ class TrueValue:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """A request whose answer is kept under data/samples; `context` is what its page's context would say."""
+
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    method: str = "GET"
+    form: Mapping[str, str] | None = None
+    json: Any = None
+    context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class WebhookCall:
     """A request as the vendor would send it to our receiver's address for it."""
 
@@ -45,10 +58,16 @@ class WebhookCall:
 
 
 class ProviderApi(ABC):
-    """A provider's API in the sandbox, mounted at `/{name}`."""
+    """A provider's API in the sandbox, mounted at `/{name}`.
+
+    `samples` maps file names (`<entity>.json`, `<entity>.<n>.json`) to the requests whose answers they hold,
+    asked for by `sample_person` at the samples' time.
+    """
 
     name: ClassVar[str]
     oauth_rules: ClassVar[OAuthRules]
+    samples: ClassVar[Mapping[str, SampleRequest]] = MappingProxyType({})
+    sample_person: ClassVar[str] = "ben"
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
@@ -57,6 +76,10 @@ class ProviderApi(ABC):
     @abstractmethod
     def router(self) -> APIRouter:
         """The data routes, with the provider's own paths."""
+
+    def sample_headers(self, handle: str) -> Mapping[str, str]:
+        """The headers that sign a sample's request."""
+        return {"Authorization": f"Bearer {self.oauth.access_token(handle)}"}
 
     @abstractmethod
     def unauthorized(self, reason: str) -> Response:

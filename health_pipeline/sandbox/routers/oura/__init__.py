@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.night import Night, nights
 from health_pipeline.sandbox.oauth import Grant, OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH
-from health_pipeline.sandbox.routers import ProviderApi, Revision, TrueValue, night_values
+from health_pipeline.sandbox.routers import ProviderApi, Revision, SampleRequest, TrueValue, night_values
 from health_pipeline.sandbox.routers.oura.documents import (
     SYNC_DELAY,
     Document,
@@ -72,8 +73,30 @@ def _problem(status: int, title: str, detail: str, headers: dict[str, str] | Non
     return _json({"status": status, "title": title, "detail": detail}, status, headers)
 
 
+def _samples() -> dict[str, SampleRequest]:
+    """A night without the ring, an evening rest taken for sleep, and the flight home from New York to Berlin."""
+    start, end = dt.date(2026, 8, 27), dt.date(2026, 8, 31)
+    days = {"start_date": str(start), "end_date": f"{end}T23:59:59"}
+    of_month = days | {"start_date": str(start.replace(day=1))}
+    queries = dict.fromkeys(sorted(set(_SCOPES) - {"heartrate"}), days) | {
+        "sleep": days | {"start_date": str(start - _ONE_DAY)},
+        "vO2_max": of_month,
+        "workout": of_month,
+        "personal_info": {},
+        "heartrate": {
+            "start_datetime": f"{start}T00:00:00Z",
+            "end_datetime": f"{start + 3 * _ONE_DAY}T00:00:00Z",
+        },
+    }
+    return {
+        f"{name}.json": SampleRequest(f"/v2/usercollection/{name}", query) for name, query in queries.items()
+    }
+
+
 class API(ProviderApi):
     """Oura."""
+
+    samples: ClassVar[Mapping[str, SampleRequest]] = MappingProxyType(_samples())
 
     name: ClassVar[str] = "oura"
     oauth_rules: ClassVar[OAuthRules] = OAuthRules(

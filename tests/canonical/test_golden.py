@@ -1,0 +1,133 @@
+"""From each provider's samples to canonical rows that a reader can check by eye.
+
+`WRITE_GOLDEN=1 pytest tests/canonical/test_golden.py` writes the files anew: look at what changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+import os
+from pathlib import Path
+
+import pytest
+from canonical_lab import Lab
+
+from health_pipeline.providers.base import Provider
+from health_pipeline.providers.registry import all_providers
+from health_pipeline.raw.index import Delivery
+from health_pipeline.sandbox.context import Sandbox, Settings
+from health_pipeline.sandbox.people import DEFAULT_SEED, population
+from health_pipeline.sandbox.routers import ProviderApi, provider_apis
+from health_pipeline.sandbox.samples import NOW
+
+GOLDEN = Path(__file__).parent / "golden"
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+SAMPLED = [name for name in all_providers() if (SAMPLES / name).is_dir()]
+
+#: After the newest of the samples.
+RECEIVED = dt.datetime(2026, 11, 10, tzinfo=dt.UTC)
+
+#: Of each metric its first rows, and how many there are and what they come to.
+_FIRST_ROWS = 5
+_METRICS = """
+select 'metric' as row, metric_type as name, recorded_at, ended_at, local_date, utc_offset_minutes as utc_offset,
+    utc_offset_source as offset_from, round(metric_value::numeric, 4)::text as value, metric_unit as unit,
+    coalesce(source_device, '') as detail
+from (
+    select *, row_number() over (partition by metric_type order by recorded_at) as place
+    from health.health_metrics where user_id = :user_id
+) as metrics
+where place <= :first
+union all
+select 'metric total', metric_type, min(recorded_at), max(coalesce(ended_at, recorded_at)), null, null, '',
+    round(sum(metric_value)::numeric, 3)::text, metric_unit, count(*) || ' rows'
+from health.health_metrics where user_id = :user_id group by metric_type, metric_unit
+union all
+select 'sleep', coalesce(sleep_type, ''), started_at, ended_at, local_date, utc_offset_minutes, '',
+    coalesce(sleep_seconds::text, ''), 's',
+    concat_ws(' ', case when is_main_sleep then 'main' else 'nap' end, 'deep', deep_sleep_seconds, 'light',
+        light_sleep_seconds, 'rem', rem_sleep_seconds, 'awake', awake_seconds,
+        coalesce(jsonb_array_length(stages) || ' stages', 'no stages'))
+from health.sleep_sessions where user_id = :user_id
+union all
+select 'workout', activity, started_at, ended_at, local_date, utc_offset_minutes, '', duration_seconds::text, 's',
+    concat_ws(' ', round(calories_kcal::numeric, 1) || ' kcal', round(distance_m::numeric, 1) || ' m',
+        round(average_heart_rate_bpm::numeric, 1) || ' bpm')
+from health.workouts where user_id = :user_id
+union all
+select 'refused', reason, null, null, null, null, '', count(*)::text, '', string_agg(distinct entity, ' ')
+from health.metric_quarantine where user_id = :user_id group by reason
+order by 1, 2, 3, 8
+"""
+
+
+@pytest.fixture(scope="module")
+def canonical(lab_of_module: Lab) -> Lab:
+    """Every provider's samples in one warehouse: a person for each provider, and for each file of a person."""
+    sandbox = Sandbox(population(DEFAULT_SEED), DEFAULT_SEED, lambda: NOW, Settings())
+    apis = provider_apis(sandbox)
+    lab = lab_of_module
+    for name in SAMPLED:
+        lab.receive(*_deliveries(lab, all_providers()[name], apis.get(name)))
+    lab.run(*SAMPLED)
+    return lab
+
+
+def _deliveries(lab: Lab, provider: Provider, api: ProviderApi | None) -> list[Delivery]:
+    entities = {entity.name.casefold(): entity.name for entity in provider.entities}
+    found = []
+    for number, path in enumerate(sorted((SAMPLES / provider.name).iterdir())):
+        if api is None:
+            user, entity, context = lab.user(f"{provider.name} {path.stem}", "Europe/Berlin"), "readings", {}
+        else:
+            zone = api.sandbox.people[api.sample_person].zone
+            user, context = lab.user(provider.name, zone), dict(api.samples[path.name].context)
+            entity = entities.get(path.name.split(".")[0].casefold(), "")
+        if not entity:
+            continue  # who the person is, and the like
+        found.append(
+            Delivery(
+                *(provider.name, entity, user, provider.door, path.read_bytes()),
+                RECEIVED + dt.timedelta(seconds=number),
+                *(RECEIVED.date(), RECEIVED.date(), "application/json"),
+                context=context,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_become_the_rows_that_were_checked_by_eye(canonical: Lab, name: str) -> None:
+    users = canonical.rows(
+        "select user_id, handle from ops.users where handle = :name or handle like :name || ' %' order by handle",
+        name=name,
+    )
+    text = io.StringIO()
+    writer = None
+    for user in users:
+        for row in canonical.rows(_METRICS, user_id=user["user_id"], first=_FIRST_ROWS):
+            shown = {"person": user["handle"], **{column: _shown(value) for column, value in row.items()}}
+            if writer is None:
+                writer = csv.DictWriter(text, list(shown), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(shown)
+    golden = GOLDEN / f"{name}.csv"
+    if os.environ.get("WRITE_GOLDEN"):
+        golden.write_text(text.getvalue(), encoding="utf-8")
+    assert golden.exists(), "there is none yet: WRITE_GOLDEN=1 pytest tests/canonical/test_golden.py"
+    assert text.getvalue().splitlines() == golden.read_text(encoding="utf-8").splitlines()
+    assert "\n" in text.getvalue()
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "" if value is None else str(value)
+
+
+def test_every_provider_has_samples() -> None:
+    assert set(SAMPLED) == {
+        provider.name for provider in all_providers().values() if provider.fetch or provider.sniff
+    }
