@@ -92,6 +92,7 @@ def _deliveries(lab: Lab, provider: Provider, api: ProviderApi | None) -> list[D
                 *(provider.name, entity, user, provider.door, path.read_bytes()),
                 RECEIVED + dt.timedelta(seconds=number),
                 *(RECEIVED.date(), RECEIVED.date(), "application/json"),
+                time_zone="Europe/Berlin" if api is None else None,
                 context=context,
             )
         )
