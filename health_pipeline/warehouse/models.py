@@ -179,3 +179,95 @@ class Goal(Base):
     target_value: orm.Mapped[float]
     target_date: orm.Mapped[dt.date | None]
     created_at: orm.Mapped[dt.datetime] = _now()
+
+
+class IngestionJob(Base):
+    """One row a piece of ingestion somebody or something asked for: what it takes, and how far it is.
+
+    `window_start` to `window_end` are the local days asked for, both included. `windows_done` of `windows_total` is
+    the progress; `last_error` is a message without payload or token. `run_id` is the Dagster run that works on it.
+    """
+
+    __tablename__ = "ingestion_jobs"
+    __table_args__ = (
+        sa.CheckConstraint("kind in ('sync', 'backfill', 'reconcile', 'upload', 'webhook')", name="kind"),
+        sa.CheckConstraint("status in ('queued', 'running', 'done', 'failed', 'cancelled')", name="status"),
+        sa.CheckConstraint("window_start <= window_end", name="window"),
+        sa.Index(None, "provider", "status"),
+        sa.Index(None, "user_id", "created_at"),
+    )
+
+    job_id: orm.Mapped[int] = orm.mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    kind: orm.Mapped[str]
+    provider: orm.Mapped[str]
+    user_id: orm.Mapped[int | None] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    entity: orm.Mapped[str | None]
+    window_start: orm.Mapped[dt.date | None]
+    window_end: orm.Mapped[dt.date | None]
+    status: orm.Mapped[str] = orm.mapped_column(server_default="queued")
+    requests_done: orm.Mapped[int] = orm.mapped_column(server_default="0")
+    windows_done: orm.Mapped[int] = orm.mapped_column(server_default="0")
+    windows_total: orm.Mapped[int | None]
+    objects_new: orm.Mapped[int] = orm.mapped_column(server_default="0")
+    last_error: orm.Mapped[str | None]
+    run_id: orm.Mapped[str | None]
+    created_at: orm.Mapped[dt.datetime] = _now()
+    started_at: orm.Mapped[dt.datetime | None]
+    finished_at: orm.Mapped[dt.datetime | None]
+    updated_at: orm.Mapped[dt.datetime] = _now()
+
+
+class FetchedWindow(Base):
+    """One row a window of an entity whose answer is already raw: where a backfill resumes, where the gaps are.
+
+    `window_start` to `window_end` are local days, both included.
+    """
+
+    __tablename__ = "fetched_windows"
+    __table_args__ = (sa.CheckConstraint("window_start <= window_end", name="window"),)
+
+    account_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(ProviderAccount.account_id, ondelete="CASCADE"), primary_key=True
+    )
+    entity: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    window_start: orm.Mapped[dt.date] = orm.mapped_column(primary_key=True)
+    window_end: orm.Mapped[dt.date] = orm.mapped_column(primary_key=True)
+    fetched_at: orm.Mapped[dt.datetime] = _now()
+
+
+class WebhookEvent(Base):
+    """One row an event a provider announced: received, waiting for its next try, processed or dead-lettered.
+
+    `provider_event_id` is the provider's id of the event, or one made from its bytes where it sends none, so that a
+    delivery that is repeated is one row. `account_id` is null while nobody is known by `provider_user_id`.
+    """
+
+    __tablename__ = "webhook_events"
+    __table_args__ = (
+        sa.CheckConstraint("state in ('pending', 'processing', 'processed', 'dead')", name="state"),
+        sa.UniqueConstraint("provider", "provider_event_id"),
+        sa.Index(None, "state", "next_try_at"),
+        sa.Index(None, "received_at"),
+        # What is erased with an account or an object is found without reading all events.
+        sa.Index(None, "account_id"),
+        sa.Index(None, "raw_object_id"),
+    )
+
+    event_id: orm.Mapped[int] = orm.mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    provider: orm.Mapped[str]
+    provider_event_id: orm.Mapped[str]
+    event_type: orm.Mapped[str]
+    provider_user_id: orm.Mapped[str | None]
+    account_id: orm.Mapped[int | None] = orm.mapped_column(
+        sa.ForeignKey(ProviderAccount.account_id, ondelete="CASCADE")
+    )
+    received_at: orm.Mapped[dt.datetime] = _now()
+    state: orm.Mapped[str] = orm.mapped_column(server_default="pending")
+    attempts: orm.Mapped[int] = orm.mapped_column(server_default="0")
+    next_try_at: orm.Mapped[dt.datetime | None]
+    error: orm.Mapped[str | None]
+    raw_object_id: orm.Mapped[int | None] = orm.mapped_column(
+        sa.BigInteger, sa.ForeignKey(RawObject.raw_object_id, ondelete="SET NULL")
+    )
+    trace_id: orm.Mapped[str | None]
+    updated_at: orm.Mapped[dt.datetime] = _now()
