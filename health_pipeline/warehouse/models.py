@@ -130,6 +130,9 @@ class RawObject(Base):
         sa.CheckConstraint("partition_start <= partition_end", name="partitions"),
         sa.Index(None, "subject_id", "provider", "entity", "sha256"),
         sa.Index(None, "provider", "partition_start", "partition_end"),
+        # What came lately, and how far the data reaches (health.sync_health), without reading all receipts.
+        sa.Index(None, "provider", "received_at"),
+        sa.Index(None, "provider", "data_end_date"),
     )
 
     raw_object_id: orm.Mapped[int] = orm.mapped_column(

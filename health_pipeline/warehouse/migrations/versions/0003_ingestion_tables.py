@@ -1,4 +1,4 @@
-"""Ingestion jobs with their progress, windows already fetched, webhook events."""
+"""Ingestion jobs with their progress, windows already fetched, webhook events; raw objects by receipt and by data."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -115,9 +115,15 @@ def upgrade() -> None:
     )
     for column in ("received_at", "account_id", "raw_object_id"):
         op.create_index(op.f(f"ix_webhook_events_{column}"), "webhook_events", [column], schema="ops")
+    for column in ("received_at", "data_end_date"):
+        op.create_index(
+            op.f(f"ix_raw_objects_provider_{column}"), "raw_objects", ["provider", column], schema="ops"
+        )
 
 
 def downgrade() -> None:
+    for column in ("data_end_date", "received_at"):
+        op.drop_index(op.f(f"ix_raw_objects_provider_{column}"), table_name="raw_objects", schema="ops")
     op.drop_table("webhook_events", schema="ops")
     op.drop_table("fetched_windows", schema="ops")
     op.drop_table("ingestion_jobs", schema="ops")
