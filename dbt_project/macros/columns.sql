@@ -11,6 +11,17 @@ select * from {{ ref(model) }}
     (extract(epoch from ({{ instant }} at time zone {{ zone }}) - ({{ instant }} at time zone 'UTC')) / 60)::smallint
 {%- endmacro %}
 
+{#
+  Whose zone stands in where a record says no offset: the provider's profile of the person when the object came,
+  else the user's own.
+#}
+{% macro zone_source(raw_object_id) -%}
+    case
+        when {{ raw_object_id }} in (select raw_object_id from health._pending_objects where has_profile_zone) then 'profile'
+        else 'user_zone'
+    end
+{%- endmacro %}
+
 {# The local day of an instant, given its offset. #}
 {% macro local_day(instant, offset_minutes) -%}
     (({{ instant }} at time zone 'UTC') + make_interval(mins => {{ offset_minutes }}))::date

@@ -40,6 +40,12 @@ create table if not exists health._applied_zones (
     user_id integer primary key,
     home_time_zone text
 );
+create table if not exists health._applied_priorities (
+    user_id integer,
+    metric_type text not null,
+    source text not null,
+    priority integer not null
+);
 create table if not exists health._pending_objects (
     provider text not null,
     raw_object_id bigint not null,
@@ -48,6 +54,7 @@ create table if not exists health._pending_objects (
     entity text not null,
     received_at timestamptz not null,
     home_time_zone text,
+    has_profile_zone boolean not null default false,
     receipt integer not null,
     standing text not null,
     primary key (raw_object_id)
@@ -209,7 +216,8 @@ select
     found.user_id,
     found.entity,
     found.received_at,
-    users.time_zone as home_time_zone,
+    case when raw.context ->> 'zone_source' = 'profile' then raw.time_zone else users.time_zone end as home_time_zone,
+    coalesce(raw.context ->> 'zone_source' = 'profile', false) as has_profile_zone,
     row_number() over (order by found.received_at, found.raw_object_id) as receipt,
     found.standing
 from (
@@ -225,6 +233,7 @@ from (
     union all
     select provider, raw_object_id, load_id, user_id, entity, received_at, standing from around
 ) as found
+inner join ops.raw_objects as raw using (raw_object_id)
 inner join ops.users as users using (user_id);
 {% endmacro %}
 
@@ -267,7 +276,7 @@ insert into health._applied_objects (provider, raw_object_id, load_id, user_id, 
 select provider, raw_object_id, load_id, user_id, entity, received_at from health._pending_objects
 on conflict do nothing;
 insert into health._applied_zones (user_id, home_time_zone)
-select distinct user_id, home_time_zone from health._pending_objects
+select user_id, time_zone from ops.users where user_id in (select user_id from health._pending_objects)
 on conflict (user_id) do update set home_time_zone = excluded.home_time_zone
 where _applied_zones.home_time_zone is distinct from excluded.home_time_zone;
 truncate health._begun_objects;

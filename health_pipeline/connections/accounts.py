@@ -37,12 +37,15 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class ConnectedAccount:
+    """`time_zone` is the user's own, `profile_time_zone` what the provider says (both IANA, None where unknown)."""
+
     account_id: int
     user_id: int
     provider: str
     time_zone: str | None
     environment: str
     provider_user_id: str | None
+    profile_time_zone: str | None = None
 
 
 #: Trades a refresh token for a new pair. Raises ReconnectError when the provider refuses the token,
@@ -107,6 +110,7 @@ def active_accounts(
             User.time_zone,
             ProviderAccount.details["environment"].astext.label("environment"),
             ProviderAccount.provider_user_id,
+            ProviderAccount.details["profile"]["time_zone"].astext.label("profile_time_zone"),
         )
         .join(User, User.user_id == ProviderAccount.user_id)
         .where(ProviderAccount.provider == provider, ProviderAccount.status == "active")

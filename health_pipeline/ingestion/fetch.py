@@ -230,6 +230,7 @@ def _fetch_entity(
         # All pages of one request share the instant: none of them is newer than another.
         received_at = dt.datetime.now(dt.UTC)
         deliveries: list[Delivery] = []
+        zone = {"zone_source": "profile"} if account.profile_time_zone is not None else {}
         try:
             for page in provider.fetch(client, entity, part):
                 deliveries.append(  # noqa: PERF401 - what came before an error is kept
@@ -244,8 +245,8 @@ def _fetch_entity(
                         partition_start=max(part.start, window.start),
                         partition_end=max(part.end, window.start),
                         content_type=page.content_type,
-                        time_zone=account.time_zone,
-                        context=page.context,
+                        time_zone=account.profile_time_zone or account.time_zone,
+                        context={**page.context, **zone},
                     )
                 )
         finally:

@@ -184,6 +184,19 @@ class Goal(Base):
     created_at: orm.Mapped[dt.datetime] = _now()
 
 
+class SourcePriority(Base):
+    """Which source a user trusts for a metric (`*`: for all that have no row of their own). The lowest comes first."""
+
+    __tablename__ = "source_priorities"
+
+    user_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(User.user_id, ondelete="CASCADE"), primary_key=True
+    )
+    metric_type: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    source: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    priority: orm.Mapped[int]
+
+
 class IngestionJob(Base):
     """One row a piece of ingestion somebody or something asked for: what it takes, and how far it is.
 

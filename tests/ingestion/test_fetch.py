@@ -358,7 +358,7 @@ def test_pages_that_came_before_a_failure_are_kept(
         pages = len(door.rows("entity = 'heartrate'"))
         assert pages > 3
         with warehouse.engine.begin() as connection:
-            connection.exec_driver_sql("truncate ops.raw_objects")
+            connection.exec_driver_sql("truncate ops.raw_objects cascade")
         # The third page and every one after it fail.
         board = sandbox.app.state.faults
         take, served = board.take, itertools.count(1)

@@ -24,7 +24,7 @@ located as (
         )::smallint as offset_minutes,
         case
             when readings.utc_offset_minutes is not null then readings.utc_offset_source
-            when readings.home_time_zone is not null then 'user_zone'
+            when readings.home_time_zone is not null then {{ zone_source('readings.raw_object_id') }}
             else 'assumed_utc'
         end as offset_source
     from readings

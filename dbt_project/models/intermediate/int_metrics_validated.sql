@@ -27,7 +27,7 @@ converted as (
         )::smallint as utc_offset_minutes,
         case
             when metrics.utc_offset_minutes is not null then metrics.utc_offset_source
-            when metrics.home_time_zone is not null then 'user_zone'
+            when metrics.home_time_zone is not null then {{ zone_source('metrics.raw_object_id') }}
             else 'assumed_utc'
         end as utc_offset_source,
         metrics.local_date as said_date,

@@ -6,6 +6,7 @@
     scope_columns=['user_id', 'local_date', 'metric_type'],
     changes='_changed_daily',
     nested=true,
+    pre_hook="{{ queue_days_ranked_anew() }}",
     post_hook="update health._changed_metrics set applied = true
         where not applied and change_id <= (select max(change_id) from {{ ref('int_days_changed') }})"
 ) }}
@@ -16,57 +17,69 @@ with changed as (
         days.user_id,
         days.local_date,
         days.metric_type,
-        catalogue.unit,
+        catalogue.unit as metric_unit,
+        catalogue.category,
         catalogue.daily_aggregation
     from {{ ref('int_days_changed') }} as days
     inner join {{ ref('metric_types') }} as catalogue on catalogue.metric_type = days.metric_type
 ),
 
--- The bounds on recorded_at let the primary key and the months' partitions find a day's rows; a record may
--- start a day before its local day (a night) and zones reach from UTC-12 to UTC+14.
+-- One lookup a row instead of four joins: most days have one source, and nothing to rank.
+ranks as materialized (
+    select
+        coalesce(
+            jsonb_object_agg(coalesce(user_id::text, '*') || ' ' || metric_type || ' ' || source, priority), '{}'
+        ) as priority_of
+    from {{ ref('int_source_priorities') }}
+),
+
 rows_of_days as (
     select
-        metrics.user_id,
-        metrics.local_date,
-        metrics.metric_type,
         metrics.source,
+        metrics.source_device,
         metrics.recorded_at,
+        metrics.ended_at,
         metrics.metric_value,
-        -- A value without a duration counts as a second.
-        coalesce(greatest(extract(epoch from metrics.ended_at - metrics.recorded_at), 1), 1)::double precision as weight,
-        changed.unit,
-        changed.daily_aggregation
+        extract(epoch from metrics.ended_at - metrics.recorded_at)::double precision as seconds,
+        changed.*
     from changed
-    inner join {{ ref('health_metrics') }} as metrics
-        on metrics.user_id = changed.user_id
-        and metrics.metric_type = changed.metric_type
-        and metrics.recorded_at >= changed.local_date::timestamp at time zone 'UTC' - interval '2 days'
-        and metrics.recorded_at < changed.local_date::timestamp at time zone 'UTC' + interval '3 days'
-        and metrics.local_date = changed.local_date
+    inner join {{ ref('health_metrics') }} as metrics on {{ of_day('metrics', 'changed') }}
 ),
 
 by_source as (
     select
-        rows_of_days.user_id,
-        rows_of_days.local_date,
-        rows_of_days.metric_type,
-        rows_of_days.unit as metric_unit,
-        rows_of_days.source,
+        user_id,
+        local_date,
+        metric_type,
+        metric_unit,
+        category,
+        daily_aggregation,
+        source,
         count(*)::integer as sample_count,
-        case rows_of_days.daily_aggregation
-            when 'sum' then sum(rows_of_days.metric_value order by rows_of_days.recorded_at)
-            when 'mean' then avg(rows_of_days.metric_value order by rows_of_days.recorded_at)
+        case daily_aggregation
+            when 'sum' then sum(metric_value order by recorded_at)
+            when 'mean' then avg(metric_value order by recorded_at)
             when 'duration_weighted' then
-                sum(rows_of_days.metric_value * rows_of_days.weight order by rows_of_days.recorded_at)
-                / sum(rows_of_days.weight order by rows_of_days.recorded_at)
-            when 'min' then min(rows_of_days.metric_value)
-            when 'max' then max(rows_of_days.metric_value)
-            when 'last' then (array_agg(rows_of_days.metric_value order by rows_of_days.recorded_at desc))[1]
-        end as metric_value
+                -- A value without a duration counts as a second.
+                sum(metric_value * greatest(coalesce(seconds, 1), 1) order by recorded_at)
+                / sum(greatest(coalesce(seconds, 1), 1) order by recorded_at)
+            when 'min' then min(metric_value)
+            when 'max' then max(metric_value)
+            when 'last' then (array_agg(metric_value order by recorded_at desc))[1]
+        end as metric_value,
+        -- The share of the day that rows with a duration span, else the share of its hours that have a row.
+        least(
+            1,
+            case
+                when count(seconds) > 0 then sum(seconds order by recorded_at) / 86400
+                else bit_count(bit_or(1 << (extract(epoch from recorded_at)::bigint / 3600 % 24)::integer)::bit(24)) / 24.0
+            end
+        )::double precision as coverage,
+        -- Only what has a duration, and one of less than half a day, says when it was.
+        coalesce(bool_and(seconds > 0 and seconds < 43200), false) and count(seconds) = count(*) as is_timed,
+        min(source_device) is distinct from max(source_device) as has_devices
     from rows_of_days
-    group by
-        rows_of_days.user_id, rows_of_days.local_date, rows_of_days.metric_type, rows_of_days.unit,
-        rows_of_days.daily_aggregation, rows_of_days.source
+    group by user_id, local_date, metric_type, metric_unit, category, daily_aggregation, source
 ),
 
 ranked as (
@@ -75,27 +88,72 @@ ranked as (
         row_number() over (
             partition by by_source.user_id, by_source.local_date, by_source.metric_type
             order by
-                coalesce(of_metric.priority, of_any.priority, 1000),
+                coalesce(
+                    ranks.priority_of -> (by_source.user_id || ' ' || by_source.metric_type || ' ' || by_source.source),
+                    ranks.priority_of -> (by_source.user_id || ' * ' || by_source.source),
+                    ranks.priority_of -> ('* ' || by_source.metric_type || ' ' || by_source.source),
+                    ranks.priority_of -> ('* * ' || by_source.source),
+                    '1000'::jsonb
+                )::integer,
+                by_source.coverage desc,
                 by_source.sample_count desc,
                 by_source.source
-        ) as source_rank
+        ) as place
     from by_source
-    left join {{ ref('source_priorities') }} as of_metric
-        on of_metric.metric_type = by_source.metric_type
-        and of_metric.source = by_source.source
-    left join {{ ref('source_priorities') }} as of_any
-        on of_any.metric_type = '*'
-        and of_any.source = by_source.source
+    cross join ranks
+),
+
+days as (
+    select
+        user_id,
+        local_date,
+        metric_type,
+        metric_unit,
+        category,
+        max(metric_value) filter (where place = 1) as metric_value,
+        max(sample_count) filter (where place = 1) as sample_count,
+        max(coverage) filter (where place = 1) as coverage,
+        array_agg(source order by place) as sources_seen,
+        array_agg(metric_value order by place) as source_values,
+        array_agg(sample_count order by place) as source_counts,
+        array_agg(coverage order by place) as source_coverages,
+        array_agg(source order by place) filter (where is_timed) as timed_sources,
+        daily_aggregation = 'sum'
+        and bool_or(is_timed and place = 1)
+        and (bool_or(is_timed and place > 1) or bool_or(is_timed and has_devices)) as is_merged
+    from ranked
+    group by user_id, local_date, metric_type, metric_unit, category, daily_aggregation
 )
 
 select
-    user_id,
-    local_date,
-    metric_type,
-    max(metric_value) filter (where source_rank = 1) as metric_value,
-    metric_unit,
-    max(source) filter (where source_rank = 1) as source,
-    array_agg(source order by source_rank) as sources_seen,
-    (max(sample_count) filter (where source_rank = 1))::integer as sample_count
-from ranked
-group by user_id, local_date, metric_type, metric_unit
+    days.user_id,
+    days.local_date,
+    days.metric_type,
+    coalesce(merged.metric_value, days.metric_value) as metric_value,
+    days.metric_unit,
+    days.sources_seen[1] as source,
+    days.sources_seen,
+    coalesce(merged.sample_count, days.sample_count) as sample_count,
+    coalesce(merged.coverage, days.coverage) as coverage,
+    case when cardinality(days.sources_seen) > 1 then (
+        select
+            jsonb_agg(
+                jsonb_build_object(
+                    'source', days.sources_seen[place],
+                    'value', days.source_values[place],
+                    'counted', case
+                        when days.is_merged then coalesce((merged.counted ->> days.sources_seen[place])::double precision, 0)
+                        when place = 1 then days.metric_value
+                        else 0
+                    end,
+                    'samples', days.source_counts[place],
+                    'coverage', round(days.source_coverages[place]::numeric, 4)
+                )
+                order by place
+            )
+        from generate_subscripts(days.sources_seen, 1) as place
+    ) end as contributions
+from days
+left join lateral (
+    {{ merged_by_segment('days') }}
+) as merged on true
