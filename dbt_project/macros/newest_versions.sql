@@ -13,8 +13,13 @@
   Adds `first_seen_at`, `updated_at` and `_merge`, which tells `upsert_table` what the row is to the one that
   is there: `keep` (the same row, if it says the same), `revise` (the same row, changed within this run),
   `replace` (complete in itself) or `remove`.
+
+  With `revised`, one of the measured columns, it adds what metric_revisions.sql follows that column by:
+  `_is_remade` (all versions of the key are here), `_first_value` and `_first_value_receipt` (of the oldest of
+  them), and `_revisions`: a JSON array of {receipt, old, new}, one for each time the value changed or, with a
+  null for `new`, went.
 #}
-{% macro newest_versions(relation, key, measured) %}
+{% macro newest_versions(relation, key, measured, revised=none) %}
 {%- set by_key = 'partition by ' ~ key | join(', ') ~ ' order by _receipt' -%}
 {%- set whole = by_key ~ ' rows between unbounded preceding and unbounded following' -%}
 {%- set by_document = 'partition by said.user_id, said.source, said.source_record_id' -%}
@@ -27,6 +32,17 @@ select
         when folded._last_change > 1 then 'revise'
         else 'keep'
     end as _merge
+    {%- if revised %},
+    nullif(
+        coalesce(folded._changes, '[]') || case
+            when folded._closed_at is null then '[]'
+            else jsonb_build_array(
+                jsonb_build_object('receipt', folded._closed_at, 'old', folded._last_value, 'new', null)
+            )
+        end,
+        '[]'
+    ) as _revisions
+    {%- endif %}
 from (
     select
         compared.*,
@@ -35,6 +51,12 @@ from (
         max(compared.received_at) filter (where compared._is_start) over whole as first_seen_at,
         last_value(compared._next_receipt) over whole as _closed_at,
         first_value(compared._receipt > compared._first_receipt) over whole as _starts_after_document
+        {%- if revised %},
+        first_value(compared.{{ revised }}) over whole as _first_value,
+        last_value(compared.{{ revised }}) over whole as _last_value,
+        first_value(compared._receipt) over whole as _first_value_receipt,
+        jsonb_agg(compared._change) filter (where compared._change is not null) over whole as _changes
+        {%- endif %}
     from (
         select
             versions.*,
@@ -50,6 +72,23 @@ from (
                 {{ 'or ' if not loop.first }}lag(versions.{{ column }}) over in_order is distinct from versions.{{ column }}
                 {% endfor -%}
             ) as _is_change
+            {%- if revised %},
+            case
+                when lag(versions._receipt) over in_order is null then null
+                when lag(versions._next_receipt) over in_order < versions._receipt
+                    then jsonb_build_object(
+                        'receipt', lag(versions._next_receipt) over in_order,
+                        'old', lag(versions.{{ revised }}) over in_order,
+                        'new', null
+                    )
+                when lag(versions.{{ revised }}) over in_order is distinct from versions.{{ revised }}
+                    then jsonb_build_object(
+                        'receipt', versions._receipt,
+                        'old', lag(versions.{{ revised }}) over in_order,
+                        'new', versions.{{ revised }}
+                    )
+            end as _change
+            {%- endif %}
         from (
             select
                 events.*,

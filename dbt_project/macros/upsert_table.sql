@@ -13,6 +13,8 @@
     changes          name of the queue table that gets (user_id, local_date, metric_type) of every change
     change_metric    SQL for the queue's metric_type; default: the column of that name
     applies_objects  true where the table is filled from staged objects (see pending_objects.sql)
+    revised          a measured column whose changes are noted in the table `revisions` of schema health (see
+                     metric_revisions.sql)
     versioned        true where the SQL gives `_merge` (see newest_versions.sql), which says how each row meets
                      the one that is there; else the batch's row is the whole truth
     nested           true where the SQL joins few rows to large tables: see join_by_index
@@ -81,6 +83,11 @@
             {% do run_query('analyze pg_temp.scope') %}
         {% endif %}
         {{ join_by_index() }}
+        {% if config.get('revisions') %}
+            {% call statement('note_revisions') %}
+                {{ note_revisions(target_relation, unique_key, existing) }}
+            {% endcall %}
+        {% endif %}
         {% if scope %}
             {% call statement('delete_retracted') %}
                 {{ upsert_delete(target_relation, unique_key, 'pg_temp.scope', scope_columns, versioned) }}
@@ -103,6 +110,10 @@ inner join {{ target_relation }} as target on {{ same_values(unique_key) }}
 where target.local_date <> batch.local_date
             {% endcall %}
         {% endif %}
+    {% elif config.get('revisions') %}
+        {% call statement('note_revisions') %}
+            {{ note_revisions(target_relation, unique_key, existing) }}
+        {% endcall %}
     {% endif %}
 
     {% for merge in merges if merge != 'remove' %}

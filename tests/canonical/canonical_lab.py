@@ -32,6 +32,7 @@ TABLES = (
     "workouts",
     "daily_metrics",
     "metric_quarantine",
+    "metric_revisions",
 )
 
 Row = dict[str, Any]

@@ -238,3 +238,33 @@ def test_days_follow_their_rows(lab_of_module: Lab, found: object) -> None:
 def _padded(delivery: Delivery, blanks: int) -> Delivery:
     ending = b" " * blanks if delivery.door == "fetch" else b"\n" * blanks
     return dataclasses.replace(delivery, content=delivery.content + ending)
+
+
+def test_revisions_say_what_was_before_and_who_changed_it(lab: Lab) -> None:
+    """Changed, changed back, taken away, back again: each change once, by the object that brought it."""
+    user = lab.user("revised", "UTC")
+
+    def day(steps: int | None) -> list[dict[str, object]]:
+        document = {"id": "a", "day": "2026-03-01", "timestamp": "2026-03-01T04:00:00Z", "steps": steps}
+        return [
+            document,
+            {**document, "id": "b", "day": "2026-02-28", "timestamp": "2026-02-28T04:00:00Z", "steps": 7},
+        ]
+
+    said = (4000, 5000, 4000, None, 6000)
+    objects = []
+    for number, steps in enumerate(said):
+        objects.append(lab.deliver(user, "daily_activity", day(steps), hours(number)))
+        if number != 1:  # the second and third come in one run
+            lab.run("oura")
+
+    revisions = lab.rows("select * from health.metric_revisions order by revised_at")
+    assert [(row["raw_object_id"], row["old_value"], row["new_value"]) for row in revisions] == [
+        (objects[1], 4000, 5000),
+        (objects[2], 5000, 4000),
+        (objects[3], 4000, None),
+    ]
+    assert [row["revised_at"] for row in revisions] == [hours(number) for number in (1, 2, 3)]
+    assert {(row["user_id"], row["metric_type"], row["source"]) for row in revisions} == {
+        (user, "steps", "oura")
+    }

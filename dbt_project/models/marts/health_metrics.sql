@@ -7,10 +7,13 @@
     scope='int_documents_pending',
     scope_columns=['user_id', 'source', 'source_record_id'],
     changes='_changed_metrics',
+    revised='metric_value',
+    revisions='metric_revisions',
     indexes=[{'columns': ['source_record_id'], 'where': 'source_record_id is not null'}]
 ) }}
 
 -- depends_on: {{ ref('int_documents_pending') }}
+-- depends_on: {{ ref('metric_revisions') }}
 {%- set measured = [
     'metric_value', 'metric_unit', 'source_device', 'ended_at', 'utc_offset_minutes', 'utc_offset_source',
     'local_date', 'source_record_id', 'metadata',
@@ -42,7 +45,8 @@ newest as (
     {{ newest_versions(
         'metrics',
         key=['user_id', 'metric_type', 'recorded_at', 'source'],
-        measured=measured
+        measured=measured,
+        revised='metric_value'
     ) }}
 )
 
@@ -63,5 +67,9 @@ select
     raw_object_id,
     first_seen_at,
     updated_at,
-    _merge
+    _merge,
+    _is_remade,
+    _first_value,
+    _first_value_receipt,
+    _revisions
 from newest

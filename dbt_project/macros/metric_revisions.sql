@@ -1,0 +1,93 @@
+{#
+  What a run changes of values that were there: old and new, in a table of their own.
+
+  A change shows in one of three places. Between versions of one run: in the batch's `_revisions`. Between the
+  row that is there and the oldest version of the run: found by joining the two. And of a row whose document
+  does not say it any more. What is made anew from all its versions loses its revisions first and gets them all
+  again, so that a rebuild has the same.
+
+  config of the model: `revised` (the column that is followed), `revisions` (the table, with old_value and
+  new_value).
+#}
+
+{# Before anything is deleted or upserted. #}
+{% macro note_revisions(relation, unique_key, existing) %}
+{%- set revisions = 'health.' ~ config.get('revisions') -%}
+{%- set revised = config.get('revised') -%}
+{% if existing is not none %}
+delete from {{ revisions }} as target
+using health._pending_objects as objects
+where objects.raw_object_id = target.raw_object_id
+    and objects.standing = 'replayed';
+
+delete from {{ revisions }} as target
+using pg_temp.batch as batch
+where batch._is_remade and {{ same_values(unique_key) }};
+
+create temporary table spoken_documents on commit drop as
+select user_id, source, source_record_id, first_receipt from {{ ref('int_documents_pending') }};
+create index on pg_temp.spoken_documents (source_record_id);
+analyze pg_temp.spoken_documents;
+
+insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
+select
+    {{ prefixed('target', unique_key) }},
+    objects.received_at,
+    objects.raw_object_id,
+    target.{{ revised }},
+    case when documents.first_receipt < batch._first_value_receipt then null else batch._first_value end
+from pg_temp.batch as batch
+inner join {{ relation }} as target on {{ same_values(unique_key) }}
+left join pg_temp.spoken_documents as documents
+    on documents.source_record_id = target.source_record_id
+    and documents.user_id = target.user_id
+    and documents.source = target.source
+inner join health._pending_objects as objects
+    on objects.receipt = least(documents.first_receipt, batch._first_value_receipt)
+where not batch._is_remade
+    -- A run that did not come to its end has noted what it did; its rows are versions of this batch.
+    and not exists (
+        select from health._pending_objects as own
+        where own.raw_object_id = target.raw_object_id and own.standing <> 'context'
+    )
+    and (
+        documents.first_receipt < batch._first_value_receipt
+        or target.{{ revised }} is distinct from batch._first_value
+    )
+on conflict do nothing;
+
+insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
+select
+    {{ prefixed('target', unique_key) }},
+    objects.received_at,
+    objects.raw_object_id,
+    target.{{ revised }},
+    null
+from pg_temp.spoken_documents as documents
+inner join {{ relation }} as target
+    on target.source_record_id = documents.source_record_id
+    and target.user_id = documents.user_id
+    and target.source = documents.source
+inner join health._pending_objects as objects on objects.receipt = documents.first_receipt
+where not exists (select from pg_temp.batch as batch where {{ same_values(unique_key) }})
+on conflict do nothing;
+{% endif %}
+
+insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
+select
+    {{ prefixed('batch', unique_key) }},
+    objects.received_at,
+    objects.raw_object_id,
+    (revision ->> 'old')::double precision,
+    (revision ->> 'new')::double precision
+from pg_temp.batch as batch
+cross join jsonb_array_elements(batch._revisions) as revision
+inner join health._pending_objects as objects on objects.receipt = (revision ->> 'receipt')::integer
+where batch._revisions is not null
+on conflict do nothing;
+{% endmacro %}
+
+
+{% macro prefixed(alias, columns) -%}
+    {% for column in columns -%}{{ alias }}.{{ column }}{{ ', ' if not loop.last }}{%- endfor %}
+{%- endmacro %}
