@@ -31,7 +31,8 @@ def run_query(warehouse: Warehouse, statement: str, *, as_user: str | None = Non
             user_id = require_user(connection, as_user).user_id
     with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
         if user_id is not None:
-            cursor.execute(f"select set_config('health.user_id', '{int(user_id)}', false)")
+            # Sealed for this session: a statement that sets the user anew sees nothing.
+            cursor.execute(f"select set_config('health.user_id', ops.seal_subject({int(user_id)}), false)")
             cursor.fetchall()
             cursor.execute("set role health_subject")
         cursor.execute("set transaction read only")

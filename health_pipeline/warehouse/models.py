@@ -197,6 +197,10 @@ class SourcePriority(Base):
     priority: orm.Mapped[int]
 
 
+#: The one secret that seals which person a session reads as (ops.seal_subject, ops.subject_id).
+session_seal = sa.Table("session_seal", Base.metadata, sa.Column("secret", sa.LargeBinary, nullable=False))
+
+
 class IngestionJob(Base):
     """One row a piece of ingestion somebody or something asked for: what it takes, and how far it is.
 

@@ -59,6 +59,28 @@ def test_person_without_a_name_sees_nothing(filled: Lab) -> None:
     assert seen == set()
 
 
+def test_a_person_cannot_say_they_are_somebody_else(filled: Lab) -> None:
+    """Not by the bare number, not by the seal of another session, not by sealing themselves."""
+    first, second = filled.user("person-1"), filled.user("person-2")
+    with _as(filled, "health_subject", second) as connection:
+        others = connection.execute(sa.text("select current_setting('health.user_id')")).scalar_one()
+    with _as(filled, "health_subject", first) as connection:
+        own = connection.execute(sa.text("select current_setting('health.user_id')")).scalar_one()
+        assert own != others
+        for claim in (
+            str(second),
+            others,
+            own.replace(f"{first}:", f"{second}:"),
+            f"{second}:{'0' * 64}",
+            "x",
+            "",
+        ):
+            connection.execute(sa.text("select set_config('health.user_id', :claim, true)"), {"claim": claim})
+            assert _users(connection, "health.health_metrics") == set(), claim
+    with _as(filled, "health_subject", first) as connection:
+        assert _refusal(connection, f"select ops.seal_subject({second})") == "42501"
+
+
 @pytest.mark.parametrize("role", ["health_subject", "health_analyst"])
 def test_nobody_writes(filled: Lab, role: str) -> None:
     for name in relations(filled):
@@ -119,9 +141,8 @@ def relations(lab: Lab) -> dict[str, set[int]]:
 @contextmanager
 def _as(lab: Lab, role: str, user_id: int | None = None) -> Iterator[sa.Connection]:
     with lab.warehouse.engine.connect() as connection:
-        connection.execute(
-            sa.text("select set_config('health.user_id', :id, true)"), {"id": str(user_id or "")}
-        )
+        seal = "select set_config('health.user_id', coalesce(ops.seal_subject(:id), ''), true)"
+        connection.execute(sa.text(seal), {"id": user_id})
         connection.execute(sa.text(f"set local role {role}"))
         yield connection
         connection.rollback()
