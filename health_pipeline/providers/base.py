@@ -158,11 +158,13 @@ class HostedLink:
     """Consent on a page that an aggregator hosts: it answers with its user id, and there are no tokens.
 
     `start(client, redirect_uri, state)` gives the address to send the person to. `finish(query)` reads the
-    address they come back to; it raises ValueError where they did not grant access.
+    address they come back to; it raises ValueError where they did not grant access. `state_parameter` is the
+    parameter of that address in which the state comes back.
     """
 
     start: Callable[[ApiClient, str, str], str]
     finish: Callable[[Mapping[str, str]], Account]
+    state_parameter: str = "state"
 
 
 @dataclass(frozen=True, slots=True)
