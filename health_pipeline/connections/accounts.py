@@ -61,11 +61,14 @@ def save_connection(
     provider: str,
     provider_user_id: str | None,
     environment: str,
-    tokens: Tokens,
+    tokens: Tokens | None,
     profile: Mapping[str, Any],
     consent_version: str,
 ) -> int:
-    """Store a connection, its tokens and the consent, in one transaction. Returns the account id."""
+    """Store a connection, its tokens and the consent, in one transaction. Returns the account id.
+
+    `tokens` is None where the provider has none: an aggregator, whose own key is all there is.
+    """
     with engine.begin() as connection:
         values = {
             "provider_user_id": provider_user_id,
@@ -85,13 +88,16 @@ def save_connection(
             )
             .returning(ProviderAccount.account_id)
         ).scalar_one()
-        _save_tokens(connection, vault, account_id, tokens)
+        if tokens is None:
+            connection.execute(sa.delete(ConnectorToken).where(ConnectorToken.account_id == account_id))
+        else:
+            _save_tokens(connection, vault, account_id, tokens)
         connection.execute(
             sa.insert(ConsentEntry).values(
                 user_id=user_id,
                 provider=provider,
                 event="granted",
-                scopes=list(tokens.scopes),
+                scopes=[] if tokens is None else list(tokens.scopes),
                 text_version=consent_version,
             )
         )
