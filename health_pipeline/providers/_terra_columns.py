@@ -300,14 +300,15 @@ LEFT_IN_ALL = (
     *_leaves(_HEART_RATE, "hr_zone_data user_max_hr_bpm"),
 )
 
+#: `day` is null where times are printed in UTC: the first instant of a local day may be of the day before.
 _OUTLINE = {
-    "daily": [("day", pa.date32(), False)],
-    "body": [("day", pa.date32(), False)],
+    "daily": [("day", pa.date32(), True)],
+    "body": [("day", pa.date32(), True)],
     "sleep": [("stages", _TEXT, True)],
     "activity": [("activity", _TEXT, False)],
 }
 COUNTED = {
-    "daily": ("spo2", "hrv_sdnn"),
+    "daily": ("spo2", "hrv_sdnn", "vo2_max"),
     "sleep": ("spo2", "hrv_sdnn"),
     "activity": (),
     "body": ("vo2_max",),

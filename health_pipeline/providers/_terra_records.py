@@ -44,7 +44,7 @@ from health_pipeline.providers._terra_columns import (
     STAGES,
     TRENDS,
 )
-from health_pipeline.providers._terra_times import Instants, resolve
+from health_pipeline.providers._terra_times import PRINTED_IN_UTC, Instants, resolve
 from health_pipeline.providers.base import Parsed, RawDocument
 
 _INT = pa.int32()
@@ -173,7 +173,8 @@ class _Page:
             "device": self.devices,
         }
         if self.entity in ("daily", "body"):
-            columns["day"] = pc.utf8_slice_codeunits(_one(self.table["start_text"]), 0, 10).cast(pa.date32())
+            day = pc.utf8_slice_codeunits(_one(self.table["start_text"]), 0, 10).cast(pa.date32())
+            columns["day"] = pc.if_else(pa.array(self.localization != PRINTED_IN_UTC), day, None)
         elif self.entity == "sleep":
             columns["stages"] = self._stages()
         else:

@@ -24,7 +24,7 @@ _ISO = (
     r"(?:(?P<utc>[Zz])|(?P<sign>[+-])(?P<hours>\d{2}):?(?P<minutes>\d{2})?)?$"
 )
 #: `timestamp_localization`: 0 says that times are printed in UTC, whatever the person's clock showed.
-_PRINTED_IN_UTC = 0
+PRINTED_IN_UTC = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def resolve(
     is taken with `fallback` (the offset its record is printed with), else as wall-clock time of `zone`.
     """
     us, offset = _clock(texts)
-    in_utc = localization == _PRINTED_IN_UTC
+    in_utc = localization == PRINTED_IN_UTC
     bare = offset == NO_OFFSET
     if fallback is not None:
         offset = np.where(bare & ~in_utc, fallback, offset)

@@ -94,8 +94,7 @@ select
     documents.ended_at,
     documents.utc_offset_minutes,
     'record' as utc_offset_source,
-    -- Printed in UTC, a day's first instant may be of the day before.
-    case when documents.localization is distinct from 0 then documents.day end as local_date,
+    documents.day as local_date,
     documents.id as source_record_id,
     null::jsonb as metadata,
     said.source_value is null
