@@ -259,13 +259,13 @@ class _Page:
 
     def _readings(self) -> pa.Table:
         parts = []
-        seen: set[int] = set()
+        seen = np.zeros(0, dtype=np.int64)
         for path in GLUCOSE:
             table, record_of, place = self._items(path, GLUCOSE_COLUMNS)
             instants = self._instants(table["time"], record_of)
-            known = np.fromiter((us in seen for us in instants.us.tolist()), bool, len(instants.us))
-            keep = table["value"].is_valid().to_numpy() & ~known if len(known) else known
-            seen.update(instants.us.tolist())
+            keep = ~np.isin(instants.us, seen)
+            keep &= _one(table["value"]).is_valid().to_numpy(zero_copy_only=False)
+            seen = np.concatenate([seen, instants.us])
             instants = _kept(instants, keep)
             table, record_of, place = table.filter(pa.array(keep)), record_of[keep], place[keep]
             trends = np.clip(_filled(table["trend"], 0), 0, len(TRENDS) - 1).astype(np.int64)

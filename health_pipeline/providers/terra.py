@@ -1,7 +1,8 @@
 """Terra API v2: an aggregator of other makers' devices, such as Garmin's watches and Abbott's Libre sensors.
 
 There are no tokens: the application's key signs every request, and a Terra user id names one person's
-connection with one maker. Terra holds and renews the maker's own tokens.
+connection with one maker. Terra holds and renews the maker's own tokens. The client id is the `dev-id`, the
+client secret the API key; the secret that webhooks are signed with is a third one.
 """
 
 from __future__ import annotations
