@@ -125,7 +125,11 @@ def refresher(endpoint: Endpoint) -> Refresh:
             with _client(endpoint) as client:
                 _read_answers_of(client, oauth, "refresh_token_response")
                 return _tokens(
-                    client.refresh_token(oauth.token_url, refresh_token=refresh_token, **oauth.token_params),
+                    client.refresh_token(
+                        oauth.token_url,
+                        refresh_token=refresh_token,
+                        **{**oauth.token_params, **oauth.refresh_params},
+                    ),
                     oauth,
                 )
         except AuthlibBaseError as error:

@@ -135,9 +135,9 @@ class OAuth:
     """OAuth 2.0 authorization-code facts. URLs are the vendor's; the sandbox replaces their host.
 
     `client_authentication` is how the client shows who it is at the token endpoint. `authorize_params` and
-    `token_params` are sent along with the standard ones. `read_token_answer` turns the token endpoint's JSON
-    into the standard's (RFC 6749, 5.1) where the vendor's is another; it raises ValueError for an answer
-    that is an error in disguise.
+    `token_params` are sent along with the standard ones, `refresh_params` with those of a renewal.
+    `read_token_answer` turns the token endpoint's JSON into the standard's (RFC 6749, 5.1) where the vendor's
+    is another; it raises ValueError for an answer that is an error in disguise.
     """
 
     authorize_url: str
@@ -150,6 +150,7 @@ class OAuth:
     client_authentication: Literal["client_secret_post", "client_secret_basic"] = "client_secret_post"
     authorize_params: Mapping[str, str] = field(default_factory=dict)
     token_params: Mapping[str, str] = field(default_factory=dict)
+    refresh_params: Mapping[str, str] = field(default_factory=dict)
     read_token_answer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
