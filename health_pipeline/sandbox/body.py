@@ -9,7 +9,7 @@ import numpy as np
 
 from health_pipeline.sandbox import noise
 from health_pipeline.sandbox.activity import Activity
-from health_pipeline.sandbox.life import Day, Life
+from health_pipeline.sandbox.life import Day, Life, Workout
 from health_pipeline.sandbox.people import Person
 
 
@@ -50,6 +50,17 @@ def basal_kcal(person: Person, date: dt.date) -> float:
 def step_length(person: Person) -> float:
     """Metres a step."""
     return 0.42 * person.height_m
+
+
+def workout_kcal(person: Person, done: Workout) -> float:
+    """All energy of a workout."""
+    return done.met * person.weight_kg * done.minutes / 60
+
+
+def workout_distance(done: Workout) -> float | None:
+    """Metres of a workout that leads anywhere, from its effort."""
+    speed = {"running": 0.29, "walking": 0.36, "cycling": 0.62, "hiking": 0.22}.get(done.activity)
+    return None if speed is None else speed * done.met * done.minutes * 60
 
 
 def spo2(life: Life, day: Day) -> float:

@@ -290,14 +290,14 @@ class Documents:
         found: list[Document] = []
         for number, done in enumerate(day.workouts if day else ()):
             assert day is not None
-            speed = {"running": 0.29, "walking": 0.36, "cycling": 0.62, "hiking": 0.22}.get(done.activity)
+            distance = body.workout_distance(done)
             start = self.life.timeline.local(done.start)
             payload = {
                 "id": self.document_id("workout", date, number),
                 "activity": done.activity,
-                "calories": round(done.met * self.person.weight_kg * done.minutes / 60, 3),
+                "calories": round(body.workout_kcal(self.person, done), 3),
                 "day": start.date().isoformat(),
-                "distance": None if speed is None else round(speed * done.met * done.minutes * 60, 3),
+                "distance": None if distance is None else round(distance, 3),
                 "end_datetime": self._iso(done.end),
                 "intensity": "easy" if done.met < 4 else "moderate" if done.met < 8 else "hard",
                 "label": "long one" if done.minutes > 85 else None,
