@@ -89,12 +89,13 @@ def _offset_minutes(values: Sequence[Any]) -> pa.Array:
     return utc_offsets(some_moment, instants(some_moment))
 
 
-def _record(required: Sequence[str] = ("start", "end")) -> tuple[Column, ...]:
+def _record(*, ends: bool = True) -> tuple[Column, ...]:
+    """When and where a record was, and whether it is scored."""
     return (
-        *(
-            Column(name, UTC_TIMESTAMP, required=name in required)
-            for name in ("start", "end", "created_at", "updated_at")
-        ),
+        Column("start", UTC_TIMESTAMP, "started_at", required=True),
+        Column("end", UTC_TIMESTAMP, "ended_at", required=ends),
+        Column("created_at", UTC_TIMESTAMP),
+        Column("updated_at", UTC_TIMESTAMP),
         Column("timezone_offset", pa.int16(), "utc_offset_minutes", required=True, convert=_offset_minutes),
         _SCORE_STATE,
     )
@@ -111,7 +112,7 @@ _SCORE_STATE = Column("score_state", _TEXT, required=True)
 _COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "cycle": (
         _ID,
-        *_record(required=("start",)),
+        *_record(ends=False),
         Column("score.strain", _FLOAT, "strain", required=True),
         Column("score.kilojoule", _FLOAT, "kilojoule", required=True),
         Column("score.average_heart_rate", _FLOAT, "average_heart_rate_bpm"),
@@ -187,8 +188,8 @@ _COLUMNS: Mapping[str, tuple[Column, ...]] = {
 
 #: When a recovery's sleep was, from the page's context.
 _SLEEP_TIMES = (
-    Column("sleep_start", UTC_TIMESTAMP),
-    Column("sleep_end", UTC_TIMESTAMP),
+    Column("started_at", UTC_TIMESTAMP),
+    Column("ended_at", UTC_TIMESTAMP),
     Column("utc_offset_minutes", pa.int16(), convert=_offset_minutes),
 )
 _RECOVERY_SCHEMA = pa.schema([*schema_of(_COLUMNS["recovery"]), *schema_of(_SLEEP_TIMES)])
@@ -474,13 +475,13 @@ PROVIDER = Provider(
         _list(
             "recovery",
             "/v2/recovery",
-            "One row a recovery, of the sleep `sleep_id`, whose times stand beside it.",
+            "One row a recovery, with the times of its sleep where the pages of sleeps had it.",
             "read:recovery",
         ),
         _list(
             "cycle",
             "/v2/cycle",
-            "One row a cycle, from falling asleep to falling asleep again; the last has no `end`.",
+            "One row a cycle, from falling asleep to falling asleep again; the last has not ended.",
             "read:cycles",
         ),
         _list("workout", "/v2/activity/workout", "One row a workout.", "read:workout"),
