@@ -133,7 +133,7 @@ class Documents:
             "id": self.cycle_id(day),
             "user_id": self.user_id,
             "created_at": _text(day.wake + SYNC_DELAY),
-            "updated_at": _text(day.wake + SCORE_DELAY if ends is None else ends + SCORE_DELAY),
+            "updated_at": _text(self._cycle_told(day, ends, now)),
             "start": _text(day.bed),
             "timezone_offset": self._offset(day.wake),
         }
@@ -177,6 +177,12 @@ class Documents:
         """When the cycle ended; None as long as no sleep after it has been seen."""
         following = self.life.next(day)
         return following.bed if following.wake + SYNC_DELAY <= now else None
+
+    def _cycle_told(self, day: Day, ends: int | None, now: float) -> int:
+        """When the cycle was last changed: its end is known once the sleep after it is."""
+        if ends is not None:
+            return self.life.next(day).wake + SYNC_DELAY
+        return day.wake + (SCORE_DELAY if day.wake + SCORE_DELAY <= now else SYNC_DELAY)
 
     def strain(self, day: Day, now: float) -> Strain | None:
         """What the cycle has come to by now; None where the strap was never on."""
