@@ -1,0 +1,20 @@
+select
+    user_id,
+    source,
+    id as source_record_id,
+    started_at,
+    started_at + make_interval(secs => elapsed_time_seconds) as ended_at,
+    utc_offset_minutes,
+    {{ local_day('started_at', 'coalesce(utc_offset_minutes, 0)') }} as local_date,
+    coalesce(sport_type, 'Workout') as activity,
+    null::text as intensity,
+    elapsed_time_seconds as duration_seconds,
+    calories_kcal,
+    distance_m,
+    average_heart_rate_bpm,
+    max_heart_rate_bpm,
+    elevation_gain_m,
+    false as is_deleted,
+    raw_object_id,
+    received_at
+from {{ ref('stg_strava__activity') }}
