@@ -21,6 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from health_pipeline.connections.endpoints import Endpoint, endpoint_of
+from health_pipeline.connections.oauth import connect_with_hint, refresher
 from health_pipeline.providers import whoop
 from health_pipeline.providers.base import Page, Parsed, RawDocument, WebhookRequest, Window
 from health_pipeline.providers.http import (
@@ -32,6 +34,7 @@ from health_pipeline.providers.http import (
 )
 from health_pipeline.providers.whoop import PROVIDER
 from health_pipeline.sandbox.server import RunningSandbox
+from health_pipeline.settings import load_settings
 
 SHARED = Path(os.environ.get("HEALTH_PIPELINE_SHARED", Path(__file__).parents[3] / "shared"))
 REAL = SHARED / "data" / "whoop_v2"
@@ -549,6 +552,47 @@ def test_429_says_in_seconds_when_to_come_back(serve: Callable[[Answer], ApiClie
             *("cycle", "2026-11-20", "2026-11-20"),
         )
     assert dt.timedelta(seconds=2990) < caught.value.retry_at - before < dt.timedelta(seconds=3010)
+
+
+# Tokens --------------------------------------------------------------------------------------------------
+
+
+def endpoint(url: str) -> Endpoint:
+    return endpoint_of(PROVIDER, load_settings().model_copy(update={"sandbox_url": url}))
+
+
+def test_tokens_of_the_sandbox_are_renewed(sandbox: RunningSandbox) -> None:
+    tokens = connect_with_hint(endpoint(sandbox.url), "ada")
+    assert set(tokens.scopes) == set(PROVIDER.oauth.scopes)
+    assert tokens.refresh_token is not None
+    renewed = refresher(endpoint(sandbox.url))(tokens.refresh_token)
+    assert renewed.refresh_token not in (None, tokens.refresh_token)
+
+
+def test_renewal_asks_for_another_refresh_token() -> None:
+    asked: list[dict[str, list[str]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            body = (
+                b'{"access_token": "a2", "refresh_token": "r2", "expires_in": 3600, "token_type": "bearer"}'
+            )
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        renewed = refresher(endpoint(f"http://127.0.0.1:{server.server_port}"))("r1")
+        server.shutdown()
+    assert renewed.refresh_token == "r2"
+    assert (asked[0]["grant_type"], asked[0]["scope"]) == (["refresh_token"], ["offline"])
 
 
 # Webhooks ------------------------------------------------------------------------------------------------
