@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from health_pipeline.providers.base import Credentials, OAuth, Provider
+from health_pipeline.providers.registry import get
 from health_pipeline.settings import Settings
 
 #: The client every sandbox knows.
@@ -17,6 +18,10 @@ _SANDBOX_CLIENT = ("sandbox", SecretStr("sandbox-secret"))
 
 class ProviderNotConfiguredError(RuntimeError):
     """Neither a client id nor a sandbox: there is nobody to ask."""
+
+
+class ProviderShutDownError(ProviderNotConfiguredError):
+    """The provider's API is no more; the message names the one to connect in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,11 @@ class Endpoint:
 
 
 def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
-    """Raises ProviderNotConfiguredError with the settings that are missing."""
+    """Raises ProviderNotConfiguredError with the settings that are missing, or as ProviderShutDownError."""
+    if provider.successor is not None:
+        raise ProviderShutDownError(
+            f"{provider.title}'s Web API is shut down; connect {get(provider.successor).title}"
+        )
     if provider.door != "fetch" or provider.base_url is None:
         raise ValueError(f"{provider.name} is not fetched over HTTP")
     client = settings.client_credentials(provider.name)

@@ -17,7 +17,7 @@ from health_pipeline.connections.accounts import (
     record_failure,
     record_success,
 )
-from health_pipeline.connections.endpoints import Endpoint, endpoint_of
+from health_pipeline.connections.endpoints import Endpoint, ProviderShutDownError, endpoint_of
 from health_pipeline.connections.oauth import refresher
 from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.providers.base import Entity, Provider, Window
@@ -95,14 +95,19 @@ def fetch(
 ) -> FetchReport:
     """Fetch the days of `window` for every active account, each entity with its look-back before it.
 
-    One account's failure is recorded on that account and the others go on. Raises ProviderOutageError when
+    One account's failure is recorded on that account and the others go on; where the provider's API is shut
+    down, nobody is asked and every account is told so. Raises ProviderOutageError when
     the provider answered nobody, ProviderNotConfiguredError, RawStoreUnavailableError.
     """
     accounts = active_accounts(warehouse.engine, provider.name, user_ids)
     report = FetchReport(provider.name)
     if not accounts:
         return report
-    endpoint = endpoint_of(provider, settings)
+    try:
+        endpoint = endpoint_of(provider, settings)
+    except ProviderShutDownError as error:
+        report.accounts = [_shut_down(warehouse, account, str(error)) for account in accounts]
+        return report
     limiter = RateLimiter(*(budget for budget in provider.budgets if budget.per == "application"))
     breaker = CircuitBreaker()
 
@@ -122,6 +127,12 @@ def fetch(
             f"{provider.title} answers nobody: {report.accounts[0].error}. Nothing was lost; run it again later."
         )
     return report
+
+
+def _shut_down(warehouse: Warehouse, account: ConnectedAccount, message: str) -> AccountResult:
+    """The account waits for its person to connect the successor; tokens and all that came stay as they are."""
+    record_failure(warehouse.engine, account.account_id, message, reconnect=True)
+    return AccountResult(account.account_id, error=message)
 
 
 def _client(

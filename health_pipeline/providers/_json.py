@@ -40,8 +40,8 @@ class Column:
     `path` is the place in the record, dots between the levels (`contributors.deep_sleep`). `name` is the
     column, by default the path with underscores. `offset` names a second column for the UTC offset, in
     minutes, that the timestamp was printed with. A `required` value may be neither absent nor null, unless
-    the whole object it lies in is. `convert` takes the place of the type's own conversion: it raises
-    ValueError or TypeError for values it refuses, each judged for itself.
+    the whole object it lies in is; an `always` required one not even then. `convert` takes the place of the
+    type's own conversion: it raises ValueError or TypeError for values it refuses, each judged for itself.
     """
 
     path: str
@@ -50,13 +50,14 @@ class Column:
     required: bool = False
     offset: str | None = None
     convert: Callable[[Sequence[Any]], pa.Array] | None = None
+    always: bool = False
 
     @property
     def column(self) -> str:
         return self.name or self.path.replace(".", "_")
 
     def fields(self) -> list[pa.Field]:
-        nullable = not self.required or "." in self.path
+        nullable = not self.always and (not self.required or "." in self.path)
         fields = [pa.field(self.column, self.type, nullable=nullable)]
         if self.offset is not None:
             fields.append(pa.field(self.offset, pa.int16(), nullable=nullable))
@@ -211,7 +212,8 @@ def _read_column(records: Sequence[Any], column: Column) -> list[pa.Array]:
     else:
         values = [dict.get(record, leaf) for record in parents]
     arrays = _convert(values, column)
-    if column.required and arrays[0].null_count > (parents.count(None) if above else 0):
+    excused = parents.count(None) if above and not column.always else 0
+    if (column.required or column.always) and arrays[0].null_count > excused:
         raise ValueError(f"{column.path} is missing")
     return arrays
 
@@ -263,11 +265,11 @@ def _value_or_refusal(record: dict[str, Any], column: Column) -> Any:
     steps = column.path.split(".")
     for depth, step in enumerate(steps):
         if value is None:
-            return None
+            return ("missing_field", column.path) if column.always else None
         if not isinstance(value, dict):
             return "wrong_type", ".".join(steps[:depth])
         value = value.get(step)
-    if value is None and column.required:
+    if value is None and (column.required or column.always):
         return "missing_field", column.path
     return value
 

@@ -299,7 +299,8 @@ class Provider:
     `limit_signal` says how the provider tells that one is used up, and `interpret` reads it (and errors in
     disguise) where it is not by 429, Retry-After and X-RateLimit-Reset. `authorize` gives the headers that
     sign a request, `Authorization: Bearer` where it is None. `poll_hours` is how often to ask without a
-    webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED.
+    webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED. `successor`
+    names the provider to connect in its place where its API is shut down: nothing is fetched from it.
     """
 
     name: str
@@ -321,6 +322,7 @@ class Provider:
     fetch: FetchFunction | None = None
     identify: Callable[[ApiClient], Account] | None = None
     sniff: SniffFunction | None = None
+    successor: str | None = None
     #: Bumped when a parser's output changes, so that staged objects can be told from those to replay.
     parser_version: int = 1
 
