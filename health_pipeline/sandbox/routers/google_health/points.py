@@ -574,8 +574,11 @@ def _of_day(life: Life, day: Day) -> Minutes:
 @lru_cache(maxsize=512)
 def _minutes(life: Life, date: dt.date) -> Minutes:
     days = [_of_day(life, day) for day in life.days(date - 2 * _ONE_DAY, date + _ONE_DAY)]
-    columns = zip(*((getattr(part, name) for name in part.__slots__) for part in days), strict=True)
-    whole = Minutes(*(np.concatenate(column) for column in columns))
+    if not days:
+        return Minutes(
+            *(np.zeros(0, dtype) for dtype in (np.int64, float, np.bool_, np.int64, np.int64, float))
+        )
+    whole = Minutes(*(np.concatenate([getattr(day, name) for day in days]) for name in Minutes.__slots__))
     offsets = Points(life).offsets(whole.time)
     chosen = (whole.time + offsets) // 86_400 == day_seconds(date) // 86_400
     return Minutes(*(getattr(whole, name)[chosen] for name in whole.__slots__))

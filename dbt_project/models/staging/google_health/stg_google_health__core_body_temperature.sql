@@ -1,0 +1,1 @@
+{{ pending_model('google_health', 'core_body_temperature') }}

@@ -1,0 +1,1 @@
+{{ pending_model('google_health', 'daily_heart_rate_variability') }}
