@@ -147,7 +147,8 @@ def objects_applied(platform: Platform) -> dg.AssetCheckResult:
                     )
                 ).scalar_one()
             )
-            for provider in all_providers()
+            for provider, its in all_providers().items()
+            if its.entities
         }
     return dg.AssetCheckResult(
         passed=not any(waiting.values()),
