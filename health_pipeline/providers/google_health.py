@@ -139,8 +139,9 @@ _STAGE_SCHEMA = pa.schema([pa.field("sleep_id", pa.string(), nullable=False), *S
 
 #: What an error's `reason` means where its status does not say it, and what to tell people.
 _REASONS: Mapping[str, Verdict] = {
+    # Nothing can be had for this account until its person has done something.
     "ACCOUNT_NOT_LINKED": Verdict(
-        "forbidden", message="the Google account has no Google Health (Fitbit) data; link it in the app"
+        "unauthorized", message="the Google account has no Google Health (Fitbit) data; link it in the app"
     ),
     "SERVICE_DISABLED": Verdict(
         "rejected", message="the Google Health API is not enabled in the Cloud project of the client id"

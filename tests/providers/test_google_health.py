@@ -23,6 +23,7 @@ from health_pipeline.providers.base import Page, Parsed, RawDocument, WebhookReq
 from health_pipeline.providers.google_health import PROVIDER
 from health_pipeline.providers.http import (
     ApiClient,
+    AuthorizationError,
     MalformedResponseError,
     PermissionMissingError,
     RateLimitedError,
@@ -512,7 +513,7 @@ def test_pages_that_cannot_be_followed_are_kept_and_told(body: Any) -> None:
     ("status", "reason", "expected", "words"),
     [
         (403, "ACCESS_TOKEN_SCOPE_INSUFFICIENT", PermissionMissingError, "permission"),
-        (400, "ACCOUNT_NOT_LINKED", PermissionMissingError, "link it"),
+        (400, "ACCOUNT_NOT_LINKED", AuthorizationError, "link it"),
         (403, "RESOURCE_PERMISSION_DENIED", PermissionMissingError, "again"),
         (403, "SERVICE_DISABLED", RequestRejectedError, "not enabled"),
         (400, "INVALID_ARGUMENT", RequestRejectedError, "refused"),
