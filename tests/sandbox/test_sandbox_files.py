@@ -175,6 +175,7 @@ def test_files_over_http_stop_at_now(sandbox: RunningSandbox, connect: Connect) 
 def test_the_committed_samples_come_out_again(tmp_path: Path) -> None:
     made = {str(path.relative_to(tmp_path)): path.read_bytes() for path in write_samples(tmp_path)}
     assert len(made) >= 22
+    assert {name.split("/")[0] for name in made} >= {"oura", "dexcom_clarity", "libreview", "nightscout"}
     for name, content in made.items():
         assert len(content) < 100_000, name
         committed = SAMPLES / name
