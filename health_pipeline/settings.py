@@ -65,6 +65,10 @@ class Settings(BaseSettings):
             return None
         return client_id, SecretStr(os.environ.get(f"{prefix}_CLIENT_SECRET", ""))
 
+    def provider_base_url(self, provider: str) -> str | None:
+        """The server of a provider, where it is not the vendor's only one: `…_<PROVIDER>_BASE_URL`."""
+        return os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_BASE_URL") or None
+
 
 @cache
 def load_settings() -> Settings:

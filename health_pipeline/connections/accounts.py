@@ -27,12 +27,13 @@ class RenewalError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokens:
-    """A token pair as a provider gave it. No repr: it would end in a log."""
+    """A token pair as a provider gave it, with whose it is where it says so. No repr: it would end in a log."""
 
     access_token: str
     refresh_token: str | None
     expires_at: dt.datetime | None
     scopes: tuple[str, ...] = ()
+    provider_user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

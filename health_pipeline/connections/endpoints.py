@@ -54,14 +54,24 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
             f"{provider.title}'s Web API is shut down; connect {get(provider.successor).title}"
         )
     if provider.door != "fetch" or provider.base_url is None:
+    """Raises ProviderNotConfiguredError with the settings that are missing."""
+    if provider.door != "fetch":
         raise ValueError(f"{provider.name} is not fetched over HTTP")
+    prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"
     client = settings.client_credentials(provider.name)
     if client is not None:
-        return Endpoint("live", provider.base_url, provider.oauth, *client)
+        base_url = settings.provider_base_url(provider.name) or provider.base_url
+        if base_url is None:
+            raise ProviderNotConfiguredError(
+                f"{provider.title} has a server for each organisation: set {prefix}_BASE_URL to yours"
+            )
+        return Endpoint("live", base_url, provider.oauth, *client)
     if settings.sandbox_url is None:
-        prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"
+        needed = [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET"]
+        if provider.base_url is None:
+            needed.insert(0, f"{prefix}_BASE_URL")
         raise ProviderNotConfiguredError(
-            f"{provider.title} is not configured: set {prefix}_CLIENT_ID and {prefix}_CLIENT_SECRET, or start "
+            f"{provider.title} is not configured: set {', '.join(needed[:-1])} and {needed[-1]}, or start "
             "the sandbox (health-pipeline sandbox) and set HEALTH_PIPELINE_SANDBOX_URL"
         )
     root = f"{settings.sandbox_url.rstrip('/')}/{provider.name}"
@@ -70,6 +80,8 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
 
 
 def _moved(oauth: OAuth, root: str) -> OAuth:
+    if oauth.discover is not None:
+        return oauth  # it asks the sandbox itself
     return replace(
         oauth,
         authorize_url=_move(oauth.authorize_url, root),

@@ -25,24 +25,28 @@ class ConsentError(RuntimeError):
     """The authorisation did not come to an end: denied, expired, or answered by somebody else."""
 
 
-def _client(endpoint: Endpoint, **options: Any) -> Any:
+def _client(endpoint: Endpoint, oauth: OAuth, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Authlib announces a change of its HTTP library at import
         from authlib.integrations.httpx_client import OAuth2Client
 
+    secret = endpoint.client_secret.get_secret_value()
     return OAuth2Client(
         client_id=endpoint.client_id,
-        client_secret=endpoint.client_secret.get_secret_value(),
-        token_endpoint_auth_method=_oauth(endpoint).client_authentication,
+        client_secret=secret,
+        # A client without a secret is a public one (RFC 6749, 2.1).
+        token_endpoint_auth_method=oauth.client_authentication if secret else "none",
         timeout=_TIMEOUT,
         **options,
     )
 
 
 def _oauth(endpoint: Endpoint) -> OAuth:
-    if endpoint.oauth is None:
+    """The provider's authorization server. Raises ValueError, and httpx.HTTPError where it has to be found."""
+    oauth = endpoint.oauth
+    if oauth is None:
         raise ValueError("this provider's consent is not OAuth")
-    return endpoint.oauth
+    return oauth if oauth.discover is None else oauth.discover(oauth, endpoint.base_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,16 @@ class Authorization:
 
 
 def authorization(endpoint: Endpoint, redirect_uri: str, **extra: str) -> Authorization:
-    """Begin an authorization-code flow."""
+    """Begin an authorization-code flow.
+
+    Raises ValueError, and httpx.HTTPError where the provider's authorization server cannot be found.
+    """
     oauth = _oauth(endpoint)
     state = secrets.token_urlsafe(32)
     verifier = secrets.token_urlsafe(64) if oauth.pkce else None
     options: dict[str, Any] = {"code_challenge_method": "S256"} if oauth.pkce else {}
     scope = oauth.scope_separator.join(oauth.scopes)
-    with _client(endpoint, redirect_uri=redirect_uri, scope=scope, **options) as client:
+    with _client(endpoint, oauth, redirect_uri=redirect_uri, scope=scope, **options) as client:
         url, _ = client.create_authorization_url(
             oauth.authorize_url, state=state, code_verifier=verifier, **oauth.authorize_params, **extra
         )
@@ -84,7 +91,7 @@ def exchange(endpoint: Endpoint, asked: Authorization, answer: str) -> Tokens:
     try:
         oauth = _oauth(endpoint)
         proof = {} if asked.code_verifier is None else {"code_verifier": asked.code_verifier}
-        with _client(endpoint, redirect_uri=asked.redirect_uri) as client:
+        with _client(endpoint, oauth, redirect_uri=asked.redirect_uri) as client:
             _read_answers_of(client, oauth, "access_token_response")
             return _tokens(
                 client.fetch_token(oauth.token_url, code=query["code"], **proof, **oauth.token_params), oauth
@@ -122,7 +129,7 @@ def refresher(endpoint: Endpoint) -> Refresh:
         problem: Exception
         try:
             oauth = _oauth(endpoint)
-            with _client(endpoint) as client:
+            with _client(endpoint, oauth) as client:
                 _read_answers_of(client, oauth, "refresh_token_response")
                 return _tokens(
                     client.refresh_token(
@@ -180,6 +187,7 @@ def _read_answers_of(client: Any, oauth: OAuth, hook: str) -> None:
 
 def _tokens(answer: Mapping[str, Any], oauth: OAuth) -> Tokens:
     expires_in = answer.get("expires_in")
+    user_id = answer.get(oauth.user_id_field) if oauth.user_id_field is not None else None
     return Tokens(
         access_token=answer["access_token"],
         refresh_token=answer.get("refresh_token"),
@@ -187,4 +195,5 @@ def _tokens(answer: Mapping[str, Any], oauth: OAuth) -> Tokens:
         if expires_in is None
         else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=int(expires_in)),
         scopes=tuple(str(answer.get("scope", "")).replace(oauth.scope_separator, " ").split()),
+        provider_user_id=None if user_id is None else str(user_id),
     )

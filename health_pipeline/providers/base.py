@@ -138,6 +138,11 @@ class OAuth:
     `token_params` are sent along with the standard ones, `refresh_params` with those of a renewal.
     `read_token_answer` turns the token endpoint's JSON into the standard's (RFC 6749, 5.1) where the vendor's
     is another; it raises ValueError for an answer that is an error in disguise.
+    `token_params` are sent along with the standard ones. `read_token_answer` turns the token endpoint's JSON
+    into the standard's (RFC 6749, 5.1) where the vendor's is another; it raises ValueError for an answer
+    that is an error in disguise. `user_id_field` is the field of that answer that says whose account it is,
+    where one does. `discover(oauth, base_url)` completes this where every server has addresses of its own,
+    the sandbox too; it raises httpx.HTTPError or ValueError.
     """
 
     authorize_url: str
@@ -152,6 +157,8 @@ class OAuth:
     token_params: Mapping[str, str] = field(default_factory=dict)
     refresh_params: Mapping[str, str] = field(default_factory=dict)
     read_token_answer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    user_id_field: str | None = None
+    discover: Callable[[OAuth, str], OAuth] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +301,8 @@ InterpretFunction = Callable[["httpx.Response", float], Verdict | None]
 @dataclass(frozen=True, slots=True)
 class Provider:
     """A source of health data. `door` says how its bytes come: `fetch` over HTTP or `upload` as files.
+
+    `base_url` is None for what has a server for each organisation: HEALTH_PIPELINE_<NAME>_BASE_URL names it.
 
     Consent is one of `oauth`, `hosted_link` and `password`. `budgets` are the request limits known in advance,
     `limit_signal` says how the provider tells that one is used up, and `interpret` reads it (and errors in

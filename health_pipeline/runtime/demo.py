@@ -77,7 +77,12 @@ def connect_people(settings: Settings, warehouse: Warehouse, provider: Provider,
             user = ensure_user(connection, person["handle"], person["zone"])
         tokens = connect_with_hint(endpoint, user.handle)
         assert provider.identify is not None
-        with ApiClient(provider.name, endpoint.base_url, lambda _force, t=tokens: t.access_token) as client:  # type: ignore[misc]
+        with ApiClient(
+            provider.name,
+            endpoint.base_url,
+            lambda _force, t=tokens: t.access_token,  # type: ignore[misc]
+            provider_user_id=tokens.provider_user_id,
+        ) as client:
             account = provider.identify(client)
         save_connection(
             warehouse.engine,
