@@ -208,8 +208,9 @@ _RESOURCE = (
 class Dated:
     """When something was: `sources` are columns of FHIR dateTimes, the first that says something counts.
 
-    Becomes `{name}_at` (null for a date alone), `{name}_date` (local, as printed), `{name}_precision` and
-    `utc_offset_minutes`; `dated_by` is the column that counted.
+    Becomes `{name}_at` (null for a date alone), `{name}_date` (as printed), `{name}_precision` and
+    `utc_offset_minutes`, null for `Z`: servers that keep all in UTC say nothing of where it was. `dated_by`
+    is the column that counted.
     """
 
     name: str
@@ -241,7 +242,8 @@ class Dated:
         by = pc.case_when(
             pc.make_struct(*(pc.is_valid(array) for array in said)), *self.sources, pa.scalar(None, _TEXT)
         )
-        return [moments, _days(texts), precision, utc_offsets(timed.to_pylist(), moments), by]
+        offsets = pc.if_else(pc.ends_with(texts, "Z"), None, utc_offsets(timed.to_pylist(), moments))
+        return [moments, _days(texts), precision, offsets.cast(_SHORT), by]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import html
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
@@ -49,7 +49,8 @@ class OAuthRules:
 
     `scopes` are those it knows. `rotates` tells whether each refresh gives a new refresh token and spends the
     old one. `revoke_with` is the parameter that carries the token to revoke. The paths are the vendor's.
-    `requires_pkce` refuses an authorization without a challenge. `code_seconds` and `access_seconds` are how
+    `requires_pkce` refuses an authorization without a challenge, `refuse_authorization` (its parameters) with
+    the error it gives. `code_seconds` and `access_seconds` are how
     long codes and access tokens live, the latter the sandbox's own figure where it is None. `read_form` turns
     the vendor's token request into the standard's, and `write_answer` (answer, grant) the standard's token
     answer into the vendor's; `write_error` (status, code, description) its errors.
@@ -63,6 +64,7 @@ class OAuthRules:
     revoke_path: str | None = "/oauth/revoke"
     scope_separator: str = " "
     requires_pkce: bool = False
+    refuse_authorization: Callable[[Mapping[str, str]], str | None] | None = None
     code_seconds: int = 600
     access_seconds: int | None = None
     read_form: Callable[[dict[str, str]], dict[str, str]] | None = None
@@ -180,10 +182,9 @@ class OAuthServer:
         scopes = query.get("scope", "").replace(self.rules.scope_separator, " ").split() or list(
             self.rules.scopes
         )
-        if self.rules.requires_pkce and not query.get("code_challenge"):
-            return self._back(redirect_uri, query.get("state"), error="invalid_request")
-        if not set(scopes) <= set(self.rules.scopes):
-            return self._back(redirect_uri, query.get("state"), error="invalid_scope")
+        refused = self._refused(query, scopes)
+        if refused is not None:
+            return self._back(redirect_uri, query.get("state"), error=refused)
         handle = query.get("login_hint")
         if query.get("decision") == "deny":
             return self._back(redirect_uri, query.get("state"), error="access_denied")
@@ -203,6 +204,15 @@ class OAuthServer:
         return self._back(
             redirect_uri, query.get("state"), code=self._issue("code", claims, self.rules.code_seconds)
         )
+
+    def _refused(self, query: Mapping[str, str], scopes: list[str]) -> str | None:
+        if self.rules.requires_pkce and not query.get("code_challenge"):
+            return "invalid_request"
+        if self.rules.refuse_authorization is not None:
+            refused = self.rules.refuse_authorization(query)
+            if refused is not None:
+                return refused
+        return None if set(scopes) <= set(self.rules.scopes) else "invalid_scope"
 
     def _back(self, redirect_uri: str, state: str | None, **answer: str) -> Response:
         if state is not None:

@@ -1,0 +1,23 @@
+select
+    user_id,
+    source,
+    'MedicationRequest/' || id as source_record_id,
+    status,
+    intent,
+    medication_text as medication,
+    rxnorm_codes,
+    coalesce(is_reported, false) as is_reported,
+    authored_at,
+    authored_date,
+    authored_precision,
+    dosage_text,
+    dose_value,
+    dose_unit,
+    quantity_value,
+    quantity_unit,
+    refills_allowed,
+    reason_text as reason,
+    status = 'entered-in-error' as is_deleted,
+    raw_object_id,
+    received_at
+from {{ ref('stg_fhir__medication_request') }}

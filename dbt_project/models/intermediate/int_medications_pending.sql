@@ -1,0 +1,8 @@
+-- The medications that this run's objects speak of.
+select distinct
+    said.user_id,
+    said.source,
+    said.source_record_id
+from {{ ref('int_medications_unioned') }} as said
+inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+where objects.standing <> 'context'
