@@ -57,6 +57,14 @@ select 'workout', activity, started_at, ended_at, local_date, utc_offset_minutes
         round(average_heart_rate_bpm::numeric, 1) || ' bpm')
 from health.workouts where user_id = :user_id
 union all
+select 'medication', medication, authored_at, null, authored_date, null, '', coalesce(dose_value::text, ''), dose_unit,
+    concat_ws(' ', status, intent, rxnorm_codes, quantity_value, quantity_unit)
+from health.medications where user_id = :user_id
+union all
+select document_kind, title, document_at, issued_at, document_date, null, '', coalesce(size_bytes::text, ''), '',
+    concat_ws(' ', status, category, loinc_codes, jsonb_array_length(results) || ' results')
+from health.documents where user_id = :user_id
+union all
 select 'refused', reason, null, null, null, null, '', count(*)::text, '', string_agg(distinct entity, ' ')
 from health.metric_quarantine where user_id = :user_id group by reason
 order by 1, 2, 3, 8
