@@ -117,7 +117,7 @@ def interpret(response: httpx.Response, now: float) -> Verdict | None:
         return usual
     if "throttled" in codes and usual.kind in ("rejected", "unavailable"):
         return replace(usual, kind="rate_limited")
-    if usual.kind in ("rejected", "unavailable"):
+    if usual.kind == "rejected":
         return replace(usual, message=f"the server refused ({', '.join(codes)})")
     return usual
 

@@ -21,6 +21,7 @@ def _seed(name: str) -> list[dict[str, str]]:
 METRICS = _seed("metric_types")
 #: The providers that have tables: not those whose API is shut down.
 TABLED = {name for name, provider in all_providers().items() if provider.entities}
+LOINC = _seed("loinc_metrics")
 VARIABLES = yaml.safe_load((PROJECT_DIR / "dbt_project.yml").read_text())["vars"]
 
 
@@ -45,7 +46,9 @@ def test_metric_is_well_formed(metric: dict[str, str]) -> None:
     assert units[metric["unit"]] == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric["metric_type"])
+@pytest.mark.parametrize(
+    "metric", [*METRICS, *LOINC], ids=lambda metric: f"{metric['loinc']}-is-{metric['metric_type']}"
+)
 def test_loinc_code_has_its_check_digit(metric: dict[str, str]) -> None:
     if not metric["loinc"]:
         return
@@ -74,6 +77,18 @@ def test_loinc_code_has_its_check_digit(metric: dict[str, str]) -> None:
         ("sleep_duration", "h", 8, 28800),
         ("spo2", "1", 0.97, 97),
         ("heart_rate_variability", "s", 0.045, 45),
+        ("blood_glucose", "mmol/L", 5.55, 100),
+        ("hemoglobin", "g/L", 140, 14),
+        ("hemoglobin", "mmol/L", 8.69, 14),
+        ("creatinine", "umol/L", 88.4, 1),
+        ("urea_nitrogen", "mmol/L", 5, 14),
+        ("calcium", "mmol/L", 2.5, 10.02),
+        ("calcium", "meq/L", 5, 10.02),
+        ("alt", "ukat/L", 0.5, 30),
+        ("vitamin_d", "nmol/L", 74.88, 30),
+        ("c_reactive_protein", "mg/dL", 0.5, 5),
+        ("leukocytes", "/uL", 6200, 6.2),
+        ("hematocrit", "L/L", 0.42, 42),
     ],
 )
 def test_known_conversions(metric: str, unit: str, value: float, expected: float) -> None:
@@ -85,6 +100,12 @@ def test_known_conversions(metric: str, unit: str, value: float, expected: float
     factor, shift = factors[unit]
 
     assert value * factor + shift == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_loinc_code_means_one_metric() -> None:
+    codes = [row["loinc"] for row in [*METRICS, *LOINC] if row["loinc"]]
+    assert len(codes) == len(set(codes))
+    assert {row["metric_type"] for row in LOINC} <= {metric["metric_type"] for metric in METRICS}
 
 
 def test_metrics_are_named_once() -> None:
