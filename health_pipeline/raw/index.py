@@ -20,6 +20,7 @@ from health_pipeline.warehouse.models import RawObject, Subject
 
 _SUFFIXES = {
     "application/json": ".json",
+    "application/fhir+json": ".json",
     "text/csv": ".csv",
     "application/xml": ".xml",
     "application/zip": ".zip",
