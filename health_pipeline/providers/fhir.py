@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import orjson
 
-from health_pipeline.providers._fhir_resources import RESOURCES, VALUE_SCHEMA, parse
+from health_pipeline.providers._fhir_bundle import parse
+from health_pipeline.providers._fhir_resources import RESOURCES, VALUE_SCHEMA
 from health_pipeline.providers._json import MalformedBodyError, load_object
 from health_pipeline.providers.base import (
     Account,
