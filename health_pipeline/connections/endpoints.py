@@ -53,8 +53,6 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
         raise ProviderShutDownError(
             f"{provider.title}'s Web API is shut down; connect {get(provider.successor).title}"
         )
-    if provider.door != "fetch" or provider.base_url is None:
-    """Raises ProviderNotConfiguredError with the settings that are missing."""
     if provider.door != "fetch":
         raise ValueError(f"{provider.name} is not fetched over HTTP")
     prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"

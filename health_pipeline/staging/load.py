@@ -42,9 +42,8 @@ _BATCH_BYTES = 64 * 1024 * 1024
 _LOAD_LOCK = 7_104_114_824
 _ERRORS_SHOWN = 5
 #: Columns of staging tables that say when a record is of.
-_DAY_COLUMNS = {"day", "recorded_at", "started_at", "bedtime_start", "start_datetime", "timestamp"}
 _DAY_COLUMNS = {
-    *("day", "recorded_at", "bedtime_start", "start_datetime", "timestamp"),
+    *("day", "recorded_at", "started_at", "bedtime_start", "start_datetime", "timestamp"),
     *("effective_date", "authored_date", "document_date"),
 }
 
