@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -28,7 +28,8 @@ class ProviderShutDownError(ProviderNotConfiguredError):
 class Endpoint:
     """How to reach a provider. `environment` is `live` or `sandbox`; tokens of one are not for the other.
 
-    `oauth` is None for a provider whose consent is not OAuth.
+    `oauth` is None for a provider whose consent is not OAuth. `regions` are the base URLs of its regional
+    hosts; in the sandbox they are paths below the provider's.
     """
 
     environment: str
@@ -36,6 +37,7 @@ class Endpoint:
     oauth: OAuth | None
     client_id: str
     client_secret: SecretStr
+    regions: Mapping[str, str] = field(default_factory=dict)
 
     def authorizer(self, provider: Provider) -> Callable[[str], Mapping[str, str]] | None:
         """What turns an access token into the headers of a request; None for a bearer token."""
@@ -54,9 +56,15 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
             f"{provider.title}'s Web API is shut down; connect {get(provider.successor).title}"
         )
     if provider.door != "fetch":
+    """Raises ProviderNotConfiguredError with the settings that are missing or wrong."""
+    if provider.door != "fetch" or provider.base_url is None:
         raise ValueError(f"{provider.name} is not fetched over HTTP")
     prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"
     client = settings.client_credentials(provider.name)
+    if provider.password is not None and settings.is_switched_on(provider.name):
+        client = client or ("", SecretStr(""))
+    if client is not None and not (provider.enabled or settings.is_switched_on(provider.name)):
+        client = None
     if client is not None:
         base_url = settings.provider_base_url(provider.name) or provider.base_url
         if base_url is None:
@@ -68,13 +76,35 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
         needed = [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET"]
         if provider.base_url is None:
             needed.insert(0, f"{prefix}_BASE_URL")
+        base_url, oauth = _in_region(provider, settings.region(provider.name), f"{prefix}_REGION")
+        return Endpoint("live", base_url, oauth, *client, provider.regions)
+    if settings.sandbox_url is None and not provider.enabled:
+        raise ProviderNotConfiguredError(
+            f"{provider.title} is off by default; read what it means, then set {prefix}_ENABLED=true"
+        )
+    if settings.sandbox_url is None:
         raise ProviderNotConfiguredError(
             f"{provider.title} is not configured: set {', '.join(needed[:-1])} and {needed[-1]}, or start "
             "the sandbox (health-pipeline sandbox) and set HEALTH_PIPELINE_SANDBOX_URL"
         )
     root = f"{settings.sandbox_url.rstrip('/')}/{provider.name}"
     oauth = None if provider.oauth is None else _moved(provider.oauth, root)
-    return Endpoint("sandbox", root, oauth, *_SANDBOX_CLIENT)
+    regions = {name: f"{root}/{name}" for name in provider.regions}
+    return Endpoint("sandbox", root, oauth, *_SANDBOX_CLIENT, regions)
+
+
+def _in_region(provider: Provider, region: str | None, setting: str) -> tuple[str, OAuth | None]:
+    """The base URL and the OAuth addresses of the region the settings name, the usual ones if they name none."""
+    assert provider.base_url is not None
+    if region is None:
+        return provider.base_url, provider.oauth
+    if region not in provider.regions:
+        known = ", ".join(provider.regions) or "none"
+        raise ProviderNotConfiguredError(
+            f"{setting} is {region!r}, which {provider.title} does not have; it has {known}"
+        )
+    base_url = provider.regions[region]
+    return base_url, None if provider.oauth is None else _moved(provider.oauth, base_url)
 
 
 def _moved(oauth: OAuth, root: str) -> OAuth:

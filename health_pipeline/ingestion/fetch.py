@@ -160,6 +160,8 @@ def _client(
         endpoint.base_url,
         token,
         authorize=endpoint.authorizer(provider),
+        regions=endpoint.regions,
+        region_of=provider.region_of,
         interpret=provider.interpret,
         provider_user_id=account.provider_user_id,
         limiter=limiter,

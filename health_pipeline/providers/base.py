@@ -310,6 +310,11 @@ class Provider:
     sign a request, `Authorization: Bearer` where it is None. `poll_hours` is how often to ask without a
     webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED. `successor`
     names the provider to connect in its place where its API is shut down: nothing is fetched from it.
+    webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED.
+
+    `regions` are the hosts among which a provider divides its accounts, by name. One of them serves all where
+    HEALTH_PIPELINE_<NAME>_REGION names it in place of `base_url`; `region_of` tells it of each access token
+    where tokens of several come side by side.
     """
 
     name: str
@@ -318,6 +323,8 @@ class Provider:
     entities: tuple[Entity, ...]
     parse: ParseFunction
     base_url: str | None = None
+    regions: Mapping[str, str] = field(default_factory=dict)
+    region_of: Callable[[str], str | None] | None = None
     oauth: OAuth | None = None
     hosted_link: HostedLink | None = None
     password: PasswordLogin | None = None

@@ -204,6 +204,7 @@ class _Call:
 
     method: str
     url: httpx.URL
+    relative: str | None
     path: str
     params: Params | None
     form: Params | None
@@ -218,7 +219,9 @@ class ApiClient:
 
     `access_token(force_refresh)` supplies the token for every request; it is called with True at most once a
     call, after a 401. Whatever it raises passes through. `authorize` makes headers of the token, a bearer
-    token where it is None. `interpret` reads what an answer means where its status does not say it.
+    token where it is None. `regions` are the base URLs of a provider's regional hosts, and `region_of` names the
+    one an access token is good for: its paths are asked for there. `interpret` reads what an answer means where
+    its status does not say it.
     `provider_user_id` is whom the provider says the token belongs to. `limiter` and `breaker` are shared
     between the clients of an application, `own_limiter` has the account's own budgets. A call makes at most
     `max_attempts` attempts and waits `max_wait` seconds in all, for the rate limit and between attempts.
@@ -233,6 +236,8 @@ class ApiClient:
         access_token: Callable[[bool], str],
         *,
         authorize: Callable[[str], Mapping[str, str]] | None = None,
+        regions: Mapping[str, str] | None = None,
+        region_of: Callable[[str], str | None] | None = None,
         interpret: InterpretFunction | None = None,
         provider_user_id: str | None = None,
         limiter: RateLimiter | None = None,
@@ -250,7 +255,9 @@ class ApiClient:
         self.provider_user_id = provider_user_id
         self._authorize = authorize or _bearer
         self._interpret = interpret
-        self._base_url = httpx.URL(base_url.rstrip("/") + "/")
+        self._base_url = _base(base_url)
+        self._regions = {name: _base(url) for name, url in (regions or {}).items()}
+        self._region_of = region_of
         self._access_token = access_token
         self._limiter = limiter or RateLimiter(clock=clock)
         self._own_limiter = own_limiter or RateLimiter(clock=clock)
@@ -283,6 +290,10 @@ class ApiClient:
         """The good answer to a GET of `path`; see `request`."""
         return self.request("GET", path, params)
 
+    def url_in(self, region: str, path: str) -> str:
+        """The address of a path at a regional host. Raises KeyError for a region that is not known."""
+        return str(self._regions[region].join(path.lstrip("/")))
+
     def request(
         self,
         method: str,
@@ -293,7 +304,7 @@ class ApiClient:
         json: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """The 2xx response to a request of `path`, relative to the base URL or absolute on the same host.
+        """The 2xx response to a request of `path`, relative to the base URL or absolute on one of our hosts.
 
         429, 5xx and network failures (cut bodies too) are tried again, after the time the provider names or
         an exponential backoff with jitter: send nothing twice that must not be. Parameters that are None are
@@ -304,14 +315,15 @@ class ApiClient:
         """
         absolute = httpx.URL(path).is_absolute_url
         url = self._base_url.join(path if absolute else path.lstrip("/"))
-        if (url.scheme, url.netloc) != (self._base_url.scheme, self._base_url.netloc):
+        hosts = {(base.scheme, base.netloc) for base in (self._base_url, *self._regions.values())}
+        if (url.scheme, url.netloc) not in hosts:
             raise RequestRejectedError(
                 self.provider,
                 url.path,
                 None,
                 f"{url.host} is not this provider's host; no token is sent there",
             )
-        call = _Call(method, url, url.path, _given(params), _given(form), json, headers or {})
+        call = _Call(method, url, None if absolute else path.lstrip("/"), url.path, _given(params), _given(form), json, headers or {})
         retrying = Retrying(
             retry=retry_if_exception_type(_TransientError),
             wait=_retry_wait,
@@ -340,7 +352,9 @@ class ApiClient:
                     f"not asked again before {_utc(open_until).isoformat(timespec='seconds')}",
                 )
             self._take_turn(call)
-            response = self._send(call, self._access_token(renew))
+            token = self._access_token(renew)
+            self._choose_host(call, token)
+            response = self._send(call, token)
             verdict = self._read(response)
             if verdict.kind != "unavailable":
                 self._breaker.record_answer()
@@ -348,6 +362,17 @@ class ApiClient:
                 call.renewed = renew = True
                 continue
             return self._accept(response, verdict, call)
+
+    def _choose_host(self, call: _Call, token: str) -> None:
+        """Move a relative path to the host the token is good for; a renewed token may be good for another."""
+        region = self._region_of(token) if self._region_of is not None else None
+        if call.relative is None or region is None:
+            return
+        if region not in self._regions:
+            raise RequestRejectedError(
+                self.provider, call.path, None, f"the account is in a region we do not know ({region[:20]!r})"
+            )
+        call.url = self._regions[region].join(call.relative)
 
     def _take_turn(self, call: _Call) -> None:
         for limiter in (self._own_limiter, self._limiter):
@@ -497,6 +522,10 @@ def usual_verdict(response: httpx.Response, now: float) -> Verdict:
     if status == 401:
         return Verdict("unauthorized")
     return Verdict("forbidden" if status == 403 else "rejected")
+
+
+def _base(url: str) -> httpx.URL:
+    return httpx.URL(url.rstrip("/") + "/")
 
 
 def _bearer(token: str) -> dict[str, str]:
