@@ -8,7 +8,9 @@ select
     user_id,
     '{{ provider }}' as source,
     coalesce(device, '') as source_device,
-    record_id,
+    -- Ids of a file's records are not ids of documents: two files may number their rows alike.
+    null::text as source_record_id,
+    false as is_deleted,
     reading_type,
     value as source_value,
     unit as source_unit,
@@ -20,7 +22,7 @@ select
     utc_offset_minutes,
     utc_offset_source,
     ambiguous_time,
-    line,
+    'line ' || line as location,
     home_time_zone,
     _raw_object_id as raw_object_id,
     received_at

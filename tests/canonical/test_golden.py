@@ -45,6 +45,16 @@ select 'metric total', metric_type, min(recorded_at), max(coalesce(ended_at, rec
     round(sum(metric_value)::numeric, 3)::text, metric_unit, count(*) || ' rows'
 from health.health_metrics where user_id = :user_id group by metric_type, metric_unit
 union all
+select 'reading', reading_type, recorded_at, null, local_date, utc_offset_minutes, utc_offset_source,
+    round(glucose_mg_dl::numeric, 4)::text, 'mg/dL',
+    concat_ws(' ', nullif(source_device, ''), censored, trend,
+        round(trend_mg_dl_per_minute::numeric, 3) || ' a minute')
+from (
+    select *, row_number() over (partition by reading_type order by recorded_at) as place
+    from health.glucose_readings where user_id = :user_id
+) as readings
+where place <= :first
+union all
 select 'sleep', coalesce(sleep_type, ''), started_at, ended_at, local_date, utc_offset_minutes, '',
     coalesce(sleep_seconds::text, ''), 's',
     concat_ws(' ', case when is_main_sleep then 'main' else 'nap' end, 'deep', deep_sleep_seconds, 'light',

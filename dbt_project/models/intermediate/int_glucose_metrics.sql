@@ -12,12 +12,14 @@ select
     utc_offset_minutes,
     utc_offset_source,
     null::date as local_date,
-    null::text as source_record_id,
+    source_record_id,
     case when censored is not null then jsonb_build_object('censored', censored) end as metadata,
-    false as is_deleted,
+    -- What a record says now and cannot be true replaces what it said before by nothing.
+    is_deleted or quarantine_reason is not null as is_deleted,
     home_time_zone,
-    'line ' || line as location,
+    location,
     raw_object_id,
     received_at
 from {{ ref('int_glucose_validated') }}
-where reading_type = 'cgm' and quarantine_reason is null
+where reading_type = 'cgm'
+    and (quarantine_reason is null or source_record_id is not null)

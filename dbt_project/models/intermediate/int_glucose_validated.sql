@@ -35,6 +35,7 @@ select
     *,
     {{ local_day('recorded_at', 'offset_minutes') }} as local_date,
     case
+        when is_deleted then null
         when factor is null and censored is null then 'unknown_unit'
         when glucose_mg_dl is null or glucose_mg_dl = 'nan' then 'missing_value'
         when glucose_mg_dl < 20 or glucose_mg_dl > 600 then 'out_of_range'

@@ -2,21 +2,42 @@
     materialized='upsert_table',
     applies_objects=true,
     versioned=true,
-    unique_key=['user_id', 'recorded_at', 'source', 'reading_type', 'source_device']
+    unique_key=['user_id', 'recorded_at', 'source', 'reading_type', 'source_device'],
+    scope='int_glucose_readings_pending',
+    scope_columns=['user_id', 'source', 'source_record_id'],
+    indexes=[{'columns': ['source_record_id'], 'where': 'source_record_id is not null'}]
 ) }}
 
+-- depends_on: {{ ref('int_glucose_readings_pending') }}
 {%- set measured = [
     'glucose_mg_dl', 'censored', 'trend', 'trend_mg_dl_per_minute', 'source_value', 'source_unit',
     'offset_minutes', 'offset_source', 'ambiguous_time', 'local_date',
+    'source_record_id',
 ] %}
 with readings as not materialized (
     select
-        *,
-        -- Ids of a file's records are not ids of documents: two files may number their rows alike.
-        null::text as source_record_id,
-        false as is_deleted
+        user_id,
+        recorded_at,
+        glucose_mg_dl,
+        reading_type,
+        censored,
+        trend,
+        trend_mg_dl_per_minute,
+        source,
+        source_device,
+        source_value,
+        source_unit,
+        offset_minutes,
+        offset_source,
+        ambiguous_time,
+        local_date,
+        source_record_id,
+        -- What a record says now and cannot be true replaces what it said before by nothing.
+        is_deleted or quarantine_reason is not null as is_deleted,
+        raw_object_id,
+        received_at
     from {{ ref('int_glucose_validated') }}
-    where quarantine_reason is null
+    where quarantine_reason is null or source_record_id is not null
 ),
 
 newest as (
@@ -43,6 +64,7 @@ select
     offset_source as utc_offset_source,
     ambiguous_time,
     local_date,
+    source_record_id,
     raw_object_id,
     first_seen_at,
     updated_at,

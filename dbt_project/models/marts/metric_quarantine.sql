@@ -30,7 +30,7 @@ with refused as (
         'glucose_readings' as entity,
         'glucose' as metric_type,
         quarantine_reason as reason,
-        'line ' || line as location,
+        location,
         jsonb_build_object(
             'value', source_value, 'unit', source_unit, 'text', value_text,
             'recorded_at', {{ utc_text('recorded_at') }}

@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from health_pipeline.sandbox.context import Sandbox
 from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.oauth import OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH
@@ -52,17 +53,17 @@ class API(ProviderApi):
         revoke_path=None,
         access_seconds=7200,
     )
-    #: Values that the sensor calls Low, a sensor's change, a day on the receiver and the end of summer time.
+    #: Low, the end of summer time on a day with the receiver, High, and what was entered in two days.
     samples: ClassVar[Mapping[str, SampleRequest]] = MappingProxyType(
         {
             "egvs.1.json": SampleRequest(
-                "/v3/users/self/egvs", _window("2025-10-29T07:00:00", "2025-10-29T09:00:00")
+                "/v3/users/self/egvs", _window("2025-10-28T20:20:00", "2025-10-28T20:50:00")
             ),
             "egvs.2.json": SampleRequest(
-                "/v3/users/self/egvs", _window("2025-11-02T05:30:00", "2025-11-02T07:30:00")
+                "/v3/users/self/egvs", _window("2025-11-02T06:40:00", "2025-11-02T07:15:00")
             ),
             "egvs.3.json": SampleRequest(
-                "/v3/users/self/egvs", _window("2026-09-02T12:00:00", "2026-09-02T12:30:00")
+                "/v3/users/self/egvs", _window("2026-08-22T00:15:00", "2026-08-22T00:45:00")
             ),
             "events.json": SampleRequest(
                 "/v3/users/self/events", _window("2026-09-01T00:00:00", "2026-09-03T00:00:00")
@@ -79,7 +80,7 @@ class API(ProviderApi):
     )
     sample_person: ClassVar[str] = "dana"
 
-    def __init__(self, sandbox: Any) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
         super().__init__(sandbox)
         self._records = {handle: Records(life_of(person)) for handle, person in sandbox.people.items()}
 
