@@ -329,7 +329,8 @@ PROVIDER = Provider(
         ),
         _series("calibrations", "One row a finger-stick value entered to calibrate the sensor."),
         _series(
-            "events", "One row a thing entered: carbohydrates, insulin, exercise, health, blood glucose, notes."
+            "events",
+            "One row a thing entered: carbohydrates, insulin, exercise, health, blood glucose, notes.",
         ),
         _series("alerts", "One row a change of state of an alert."),
         Entity(

@@ -323,7 +323,16 @@ class ApiClient:
                 None,
                 f"{url.host} is not this provider's host; no token is sent there",
             )
-        call = _Call(method, url, None if absolute else path.lstrip("/"), url.path, _given(params), _given(form), json, headers or {})
+        call = _Call(
+            method,
+            url,
+            None if absolute else path.lstrip("/"),
+            url.path,
+            _given(params),
+            _given(form),
+            json,
+            headers or {},
+        )
         retrying = Retrying(
             retry=retry_if_exception_type(_TransientError),
             wait=_retry_wait,

@@ -189,7 +189,9 @@ class Records:
         found = []
         days = self.days(now - 20 * 86_400, now - self._delay)
         for receiver in (False, True):
-            used = [day for day in days if self.on_receiver(day) is receiver and day.start + self._delay <= now]
+            used = [
+                day for day in days if self.on_receiver(day) is receiver and day.start + self._delay <= now
+            ]
             if receiver:
                 used = [day for day in used if day.end + self._delay <= now]
             if used:
