@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
+from health_pipeline.connections import oauth, password
 from health_pipeline.connections.accounts import (
     ConnectedAccount,
     ReconnectError,
+    Refresh,
     RenewalError,
     access_token,
     active_accounts,
@@ -19,6 +21,7 @@ from health_pipeline.connections.accounts import (
 )
 from health_pipeline.connections.endpoints import Endpoint, ProviderShutDownError, endpoint_of
 from health_pipeline.connections.oauth import refresher
+from health_pipeline.connections.endpoints import Endpoint, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.providers.base import Entity, Provider, Window
 from health_pipeline.providers.http import (
@@ -144,7 +147,7 @@ def _client(
     limiter: RateLimiter,
     breaker: CircuitBreaker,
 ) -> ApiClient:
-    refresh = refresher(endpoint) if endpoint.oauth is not None else None
+    refresh = _refresher(provider, endpoint)
     last: str | None = None
 
     def token(force_refresh: bool) -> str:
@@ -168,6 +171,13 @@ def _client(
         own_limiter=RateLimiter(*(budget for budget in provider.budgets if budget.per == "account")),
         breaker=breaker,
     )
+
+
+def _refresher(provider: Provider, endpoint: Endpoint) -> Refresh | None:
+    """How the accounts of a provider get new access tokens; None where they have none."""
+    if endpoint.oauth is not None:
+        return oauth.refresher(endpoint)
+    return None if provider.password is None else password.refresher(provider, endpoint)
 
 
 def _fetch_account(

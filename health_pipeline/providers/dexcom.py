@@ -11,11 +11,10 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._device_clock import EARLIEST_OFFSET, LATEST_OFFSET, derived_offsets
 from health_pipeline.providers._json import (
     UTC_TIMESTAMP,
     Column,
@@ -56,11 +55,6 @@ _OFFSET_TEXT = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 _LONE_DIGIT = r"([-T :])(\d)([-T :.Zz+]|$)"
 _NO_SECONDS = r"^([^T]*T\d{2}:\d{2})([Zz]|[+-]\d{2}:?\d{2})?$"
 
-_MINUTE_US = 60_000_000
-#: The only offsets in use that are not whole half hours: Nepal, Eucla, the Chatham Islands.
-_QUARTER_OFFSETS = (345, 525, 765, 825)
-_EARLIEST_OFFSET, _LATEST_OFFSET = -12 * 60, 14 * 60
-
 
 def _written(values: Sequence[Any]) -> pa.Array:
     """Date-times with the blank for T, the missing seconds and the one-digit parts some devices write mended."""
@@ -92,8 +86,8 @@ def _display_offsets(values: Sequence[Any]) -> pa.Array:
     size = pc.add(pc.multiply(hours, 60), minutes)
     minutes = pc.if_else(written, pc.if_else(pc.equal(found.field("sign"), "-"), pc.negate(size), size), None)
     limits = pc.min_max(minutes)
-    if limits["min"].is_valid and not _EARLIEST_OFFSET <= limits["min"].as_py() <= limits["max"].as_py() <= (
-        _LATEST_OFFSET
+    if limits["min"].is_valid and not EARLIEST_OFFSET <= limits["min"].as_py() <= limits["max"].as_py() <= (
+        LATEST_OFFSET
     ):
         raise ValueError("not an offset of any zone")
     return minutes.cast(pa.int16())
@@ -261,24 +255,6 @@ def _with_offset(table: pa.Table) -> pa.Table:
     derived = derived_offsets(table["system_time"], table["display_time"])
     place = table.column_names.index("display_utc_offset_minutes")
     return table.set_column(place, _OFFSET, pc.coalesce(written, derived))
-
-
-def derived_offsets(system: pa.ChunkedArray, display: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Minutes east of UTC by which the wearer's clock was ahead of system time, as a zone would have it.
-
-    A receiver's clock is set by hand and is minutes off, hence the nearest half hour; only what fits one of
-    the three odd zones within two minutes is taken for it. Null where no zone is that far from UTC.
-    """
-    known = pc.and_(pc.is_valid(system), pc.is_valid(display))
-    apart = pc.fill_null(pc.subtract(display.cast(pa.int64()), system.cast(pa.int64())), 0)
-    minutes: npt.NDArray[np.float64] = apart.to_numpy() / _MINUTE_US
-    offsets = np.rint(minutes / 30) * 30
-    for odd in _QUARTER_OFFSETS:
-        offsets[np.abs(minutes - odd) <= 2] = odd
-    real = (offsets >= _EARLIEST_OFFSET) & (offsets <= _LATEST_OFFSET)
-    good = pc.and_(pa.chunked_array([pa.array(real)]), known)
-    whole = pa.array(np.where(real, offsets, 0).astype(np.int16))
-    return pc.if_else(good, pa.chunked_array([whole]), pa.scalar(None, pa.int16()))
 
 
 def _schema(name: str) -> pa.Schema:
