@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     def provider_base_url(self, provider: str) -> str | None:
         """The server of a provider, where it is not the vendor's only one: `…_<PROVIDER>_BASE_URL`."""
         return os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_BASE_URL") or None
+
     def region(self, provider: str) -> str | None:
         """Which of a provider's regional hosts to ask: `HEALTH_PIPELINE_<PROVIDER>_REGION`."""
         return os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_REGION") or None

@@ -50,54 +50,61 @@ class Endpoint:
 
 
 def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
-    """Raises ProviderNotConfiguredError with the settings that are missing, or as ProviderShutDownError."""
+    """Raises ProviderNotConfiguredError with the settings that are missing or wrong, or as ProviderShutDownError."""
     if provider.successor is not None:
         raise ProviderShutDownError(
             f"{provider.title}'s Web API is shut down; connect {get(provider.successor).title}"
         )
     if provider.door != "fetch":
-    """Raises ProviderNotConfiguredError with the settings that are missing or wrong."""
-    if provider.door != "fetch" or provider.base_url is None:
         raise ValueError(f"{provider.name} is not fetched over HTTP")
     prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"
+    allowed = provider.enabled or settings.is_switched_on(provider.name)
     client = settings.client_credentials(provider.name)
-    if provider.password is not None and settings.is_switched_on(provider.name):
-        client = client or ("", SecretStr(""))
-    if client is not None and not (provider.enabled or settings.is_switched_on(provider.name)):
-        client = None
-    if client is not None:
-        base_url = settings.provider_base_url(provider.name) or provider.base_url
-        if base_url is None:
-            raise ProviderNotConfiguredError(
-                f"{provider.title} has a server for each organisation: set {prefix}_BASE_URL to yours"
-            )
-        return Endpoint("live", base_url, provider.oauth, *client)
-    if settings.sandbox_url is None:
-        needed = [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET"]
-        if provider.base_url is None:
-            needed.insert(0, f"{prefix}_BASE_URL")
-        base_url, oauth = _in_region(provider, settings.region(provider.name), f"{prefix}_REGION")
-        return Endpoint("live", base_url, oauth, *client, provider.regions)
-    if settings.sandbox_url is None and not provider.enabled:
+    if client is None and provider.password is not None and allowed:
+        client = "", SecretStr("")  # the person's own password is all it takes
+    if client is not None and allowed:
+        return _live(provider, settings, *client)
+    if settings.sandbox_url is not None:
+        return _sandbox(provider, settings.sandbox_url)
+    if not provider.enabled:
         raise ProviderNotConfiguredError(
             f"{provider.title} is off by default; read what it means, then set {prefix}_ENABLED=true"
         )
-    if settings.sandbox_url is None:
+    needed = [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET"]
+    if provider.base_url is None:
+        needed.insert(0, f"{prefix}_BASE_URL")
+    raise ProviderNotConfiguredError(
+        f"{provider.title} is not configured: set {', '.join(needed[:-1])} and {needed[-1]}, or start "
+        "the sandbox (health-pipeline sandbox) and set HEALTH_PIPELINE_SANDBOX_URL"
+    )
+
+
+def _live(provider: Provider, settings: Settings, client_id: str, client_secret: SecretStr) -> Endpoint:
+    prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"
+    own = settings.provider_base_url(provider.name)
+    if own is None and provider.base_url is None:
         raise ProviderNotConfiguredError(
-            f"{provider.title} is not configured: set {', '.join(needed[:-1])} and {needed[-1]}, or start "
-            "the sandbox (health-pipeline sandbox) and set HEALTH_PIPELINE_SANDBOX_URL"
+            f"{provider.title} has a server for each organisation: set {prefix}_BASE_URL to yours"
         )
-    root = f"{settings.sandbox_url.rstrip('/')}/{provider.name}"
+    if own is not None or provider.base_url is None:
+        return Endpoint("live", own or "", provider.oauth, client_id, client_secret)
+    base_url, oauth = _in_region(
+        provider, provider.base_url, settings.region(provider.name), f"{prefix}_REGION"
+    )
+    return Endpoint("live", base_url, oauth, client_id, client_secret, provider.regions)
+
+
+def _sandbox(provider: Provider, sandbox_url: str) -> Endpoint:
+    root = f"{sandbox_url.rstrip('/')}/{provider.name}"
     oauth = None if provider.oauth is None else _moved(provider.oauth, root)
     regions = {name: f"{root}/{name}" for name in provider.regions}
     return Endpoint("sandbox", root, oauth, *_SANDBOX_CLIENT, regions)
 
 
-def _in_region(provider: Provider, region: str | None, setting: str) -> tuple[str, OAuth | None]:
+def _in_region(provider: Provider, usual: str, region: str | None, setting: str) -> tuple[str, OAuth | None]:
     """The base URL and the OAuth addresses of the region the settings name, the usual ones if they name none."""
-    assert provider.base_url is not None
     if region is None:
-        return provider.base_url, provider.oauth
+        return usual, provider.oauth
     if region not in provider.regions:
         known = ", ".join(provider.regions) or "none"
         raise ProviderNotConfiguredError(

@@ -20,8 +20,6 @@ from health_pipeline.connections.accounts import (
     record_success,
 )
 from health_pipeline.connections.endpoints import Endpoint, ProviderShutDownError, endpoint_of
-from health_pipeline.connections.oauth import refresher
-from health_pipeline.connections.endpoints import Endpoint, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.providers.base import Entity, Provider, Window
 from health_pipeline.providers.http import (

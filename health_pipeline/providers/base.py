@@ -310,7 +310,6 @@ class Provider:
     sign a request, `Authorization: Bearer` where it is None. `poll_hours` is how often to ask without a
     webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED. `successor`
     names the provider to connect in its place where its API is shut down: nothing is fetched from it.
-    webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED.
 
     `regions` are the hosts among which a provider divides its accounts, by name. One of them serves all where
     HEALTH_PIPELINE_<NAME>_REGION names it in place of `base_url`; `region_of` tells it of each access token
