@@ -252,7 +252,8 @@ class Event:
 
     `event_id` is the provider's own, None where it has none. `kind` is `data` (the body holds it), `changed`
     (fetch it), `deleted`, `deauthorized` (the person withdrew consent at the provider) or `other`. Days are
-    the person's local ones as near as the event says, None where it names none.
+    the person's local ones as near as the event says, None where it names none. `callback_url` is where the
+    provider says the data is to be had: anybody may have written it, so whoever follows it checks it first.
     """
 
     event_type: str
@@ -262,6 +263,7 @@ class Event:
     entity: str | None = None
     window: Window | None = None
     record_ids: tuple[str, ...] = ()
+    callback_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,6 +286,11 @@ class ApiClient:
     def close(self) -> None:
         self._http.close()
 
+    @property
+    def base_url(self) -> httpx.URL:
+        """Where relative paths start, with a slash at its end."""
+        return self._base_url
+
     def get(self, path: str, params: Params | None = None) -> httpx.Response:
         """The good answer to a GET of `path`; see `request`."""
         return self.request("GET", path, params)
