@@ -80,6 +80,17 @@ def fitness(life: Life, date: dt.date) -> float:
     return life.person.vo2_max - 0.45 * life.season(date)
 
 
+def vascular_age(life: Life, day: Day) -> int:
+    """Age of the arteries (years): below one's own with more fitness than most have."""
+    years = life.person.age(day.date) + 0.8 * (40 - fitness(life, day.date)) / 2 + (day.index // 9) % 2
+    return max(18, min(100, round(years)))
+
+
+def pulse_wave_velocity(age: int) -> float:
+    """Metres a second in arteries of an age."""
+    return round(4.1 + 0.067 * age, 2)
+
+
 def weigh_in(life: Life, day: Day) -> WeighIn | None:
     """What scale and cuff show a quarter of an hour after getting up; None on mornings without (two of seven)."""
     person = life.person

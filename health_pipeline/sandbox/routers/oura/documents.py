@@ -259,13 +259,10 @@ class Documents:
         day = self.life.day(date)
         if day is None or day.index < 14 or not day.night_worn:
             return []
-        age = round(
-            self.person.age(date) + 0.8 * (40 - body.fitness(self.life, day.date)) / 2 + (day.index // 9) % 2
-        )
-        age = max(18, min(100, age))
+        age = body.vascular_age(self.life, day)
         payload = {
             "day": date.isoformat(),
-            "pulse_wave_velocity": round(4.1 + 0.067 * age, 2),
+            "pulse_wave_velocity": body.pulse_wave_velocity(age),
             "vascular_age": age,
         }
         return self._daily("daily_cardiovascular_age", day, day.end, payload)

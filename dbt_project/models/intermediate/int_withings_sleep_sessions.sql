@@ -1,0 +1,30 @@
+select
+    user_id,
+    source,
+    id as source_record_id,
+    started_at,
+    ended_at,
+    coalesce(utc_offset_minutes, {{ zone_offset_minutes('started_at', 'home_time_zone') }}, 0)::smallint
+        as utc_offset_minutes,
+    coalesce(end_utc_offset_minutes, {{ zone_offset_minutes('ended_at', 'home_time_zone') }}, 0)::smallint
+        as end_utc_offset_minutes,
+    date as local_date,
+    null::text as sleep_type,
+    is_main_sleep,
+    total_timeinbed_seconds::integer as time_in_bed_seconds,
+    sleep_seconds::integer as sleep_seconds,
+    deepsleepduration_seconds::integer as deep_sleep_seconds,
+    lightsleepduration_seconds::integer as light_sleep_seconds,
+    remsleepduration_seconds::integer as rem_sleep_seconds,
+    wakeupduration_seconds::integer as awake_seconds,
+    sleep_latency_seconds::integer as latency_seconds,
+    100 * sleep_efficiency_ratio as efficiency_percent,
+    rmssd_average_ms as average_hrv_ms,
+    hr_min_bpm as lowest_heart_rate_bpm,
+    hr_average_bpm as average_heart_rate_bpm,
+    rr_average_per_minute as average_breath_per_minute,
+    stages,
+    is_deleted,
+    raw_object_id,
+    received_at
+from {{ ref('int_withings_sleeps') }}

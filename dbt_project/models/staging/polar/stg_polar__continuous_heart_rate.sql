@@ -1,0 +1,1 @@
+{{ pending_model('polar', 'continuous_heart_rate') }}

@@ -1,0 +1,1 @@
+{{ pending_model('polar', 'skin_temperature') }}
