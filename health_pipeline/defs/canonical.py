@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import orjson
 from dagster_dbt import (
     DagsterDbtTranslator,
     DagsterDbtTranslatorSettings,
@@ -18,7 +19,9 @@ from dagster_dbt import (
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
 from health_pipeline.warehouse.dbt_project import (
+    MANIFEST,
     PROJECT_DIR,
+    Views,
     dbt_executable,
     ensure_manifest,
     keep_partial_parse,
@@ -61,12 +64,30 @@ def canonical_assets(
         for provider in all_providers().values():
             ensure_tables(connection, provider)
     os.environ.update(warehouse.environment())
-    # Unit tests are of the code, not of the data: `make test` runs them.
-    arguments = ["build", "--exclude-resource-type", "unit_test"]
     # dbt writes its artefacts per invocation; years of them would fill the disk.
     with tempfile.TemporaryDirectory(prefix="health-pipeline-dbt-") as target:
+        _ensure_views(context, dbt, Views(warehouse.engine), Path(target))
+        # Unit tests are of the code, not of the data: `make test` runs them.
+        arguments = ["build", "--exclude-resource-type", "unit_test", *Views.KEEP]
         yield from dbt.cli(arguments, context=context, target_path=Path(target)).stream()
         keep_partial_parse(Path(target))
+
+
+def _ensure_views(context: dg.AssetExecutionContext, dbt: DbtCliResource, views: Views, target: Path) -> None:
+    """Make the views where the project has changed, and say so; a run over unchanged ones leaves them alone.
+
+    They depend on tables, and tables on them: where one is missing, all are built, in their order.
+    """
+    if views.are_current():
+        return
+    context.log.info("the dbt project has changed: its views are made anew")
+    dbt.cli(["run"], target_path=target).wait()
+    views.note()
+    manifest = orjson.loads(MANIFEST.read_bytes())
+    for unique_id, node in manifest["nodes"].items():
+        if node["resource_type"] == "model" and node["config"]["materialized"] in Views.KINDS:
+            spec = TRANSLATOR.get_asset_spec(manifest, unique_id, None)
+            context.log_event(dg.AssetMaterialization(spec.key, description="view made anew"))
 
 
 defs = dg.Definitions(

@@ -7,7 +7,8 @@ import dagster as dg
 from health_pipeline.defs.sources import FETCHED, UPLOADED, raw_key
 from health_pipeline.staging.tables import schema_name
 
-_DERIVED = dg.AssetSelection.groups("staging_views", "catalogue", "intermediate", "canonical", "engine")
+#: Without the views between staging and canonical: the run makes them by itself where the project has changed.
+_DERIVED = dg.AssetSelection.groups("catalogue", "canonical", "engine")
 
 
 def _from_door(providers: list) -> dg.AssetSelection:  # type: ignore[type-arg]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 #: Beside the package in a checkout; elsewhere it has to be named.
 PROJECT_DIR = Path(
@@ -51,6 +56,64 @@ def keep_partial_parse(target: Path) -> None:
         draft = kept.with_name(f"{kept.name}.{os.getpid()}")
         shutil.copyfile(parsed, draft)
         draft.replace(kept)
+
+
+class Views:
+    """Whether the views of a warehouse are those of the project: to make them again costs more than the tables.
+
+    What they were made from is noted in their own schema, so that it goes when they go.
+    """
+
+    KINDS = ("view", "lasting_view")
+    #: dbt's arguments to leave them as they are.
+    KEEP = ("--exclude", " ".join(f"config.materialized:{kind}" for kind in ("view", "lasting_view")))
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._project = _fingerprint()
+
+    def are_current(self) -> bool:
+        import sqlalchemy as sa
+
+        with self._engine.connect() as connection:
+            if connection.execute(sa.text("select to_regclass('health_internal._views')")).scalar() is None:
+                return False
+            noted = connection.execute(
+                sa.text(
+                    "select project, (views) = (select count(*) from pg_views where schemaname = any(:schemas)) "
+                    "from health_internal._views"
+                ),
+                {"schemas": ["health", "health_internal"]},
+            ).one_or_none()
+        return noted is not None and tuple(noted) == (self._project, True)
+
+    def note(self) -> None:
+        """After a build of all of them that succeeded."""
+        import sqlalchemy as sa
+
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "create table if not exists health_internal._views (project text not null, views bigint not null)"
+                )
+            )
+            connection.execute(sa.text("delete from health_internal._views"))
+            connection.execute(
+                sa.text(
+                    "insert into health_internal._views select :project, count(*) from pg_views "
+                    "where schemaname = any(:schemas)"
+                ),
+                {"project": self._project, "schemas": ["health", "health_internal"]},
+            )
+
+
+def _fingerprint() -> str:
+    """Of all files that say what the views are."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in _sources() if path.is_file() and path.suffix in (".sql", ".yml")):
+        digest.update(path.name.encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _is_current() -> bool:

@@ -20,7 +20,7 @@ from health_pipeline.raw.store import RawStore
 from health_pipeline.staging.load import stage
 from health_pipeline.staging.tables import ensure_tables
 from health_pipeline.warehouse.connection import Warehouse
-from health_pipeline.warehouse.dbt_project import PROJECT_DIR, dbt_executable
+from health_pipeline.warehouse.dbt_project import PROJECT_DIR, Views, dbt_executable
 
 UTC = dt.UTC
 #: The instant tests count from; receipts lie after it.
@@ -114,6 +114,10 @@ class Lab:
     def build(self, *arguments: str) -> None:
         """`dbt build` without its tests, which has to succeed."""
         without = ("test", "unit_test")
+        views = Views(self.warehouse.engine)
+        keeps_views = views.are_current() and "--exclude" not in arguments
+        if keeps_views:
+            arguments += Views.KEEP
         result = self.dbt(
             self.warehouse,
             "build",
@@ -121,6 +125,8 @@ class Lab:
             *arguments,
         )
         assert result.success, messages(result)
+        if not keeps_views and not {"--select", "--exclude"} & set(arguments):
+            views.note()
 
     def run(self, *providers: str) -> None:
         """Stage what was received and apply it."""
