@@ -38,8 +38,9 @@ demo: install  ## The whole way on synthetic people, with the numbers checked at
 up: install  ## Database, sandbox, Dagster's UI and daemon; Ctrl-C ends them
 	@$(BIN)/health-pipeline up
 
-test: install  ## All tests
-	@$(BIN)/python -m pytest
+test: install  ## All tests, on up to four cores
+	@$(BIN)/python -m health_pipeline.warehouse.dbt_project
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: install  ## Formatting, rules and types
 	@$(BIN)/ruff format --check .

@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 import zstandard
+from backends import Backend, FolderBackend, S3Backend
 from botocore.exceptions import ConnectionClosedError
-from conftest import Backend, FolderBackend, S3Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
