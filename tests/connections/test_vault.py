@@ -92,7 +92,7 @@ def test_a_key_file_that_holds_no_key_is_named(tmp_path: Path, content: str) -> 
     assert (tmp_path / KEY_FILE).read_text() == content
 
 
-@pytest.mark.parametrize("value", ["", " ", "secret-canary", "ä", f"{Fernet.generate_key().decode()},short"])
+@pytest.mark.parametrize("value", ["", " ", "secret-canary", "ä", f"{'k' * 43}=,short"])
 def test_a_setting_that_is_no_key_is_named_and_not_repeated(tmp_path: Path, value: str) -> None:
     with pytest.raises(VaultError, match="HEALTH_PIPELINE_VAULT_KEY") as refused:
         open_vault(Settings(home=tmp_path, vault_key=SecretStr(value)))
