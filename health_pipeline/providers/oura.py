@@ -392,6 +392,7 @@ def _documents(name: str, description: str, scope: str, endpoint: str | None = N
         key=("id",),
         description=description,
         endpoint=f"{_COLLECTION}/{endpoint or name}",
+        paging="cursor",
         lookback_days=7,
         # The vendor advises one to three months a request.
         max_window_days=90,
@@ -412,6 +413,9 @@ PROVIDER = Provider(
         # ask for them, and are refused the data without.
         scopes=("personal", "daily", "heartrate", "workout", "spo2", "stress", "heart_health"),
     ),
+    # What the limits are is told by nothing but the headers of a refusal.
+    limit_signal="429 with Retry-After; X-RateLimit-Tier says whether for the token or the application",
+    poll_hours=4,
     entities=(
         _documents(
             "daily_activity", "One row a local day (from 04:00): steps, energy, active time.", "daily"
@@ -433,6 +437,8 @@ PROVIDER = Provider(
             key=("timestamp", "source"),
             description="One row a heart rate sample, about every 5 minutes; UTC without a local offset.",
             endpoint=f"{_COLLECTION}/heartrate",
+            window="instants",
+            paging="cursor",
             lookback_days=2,
             # 30 days are allowed in one request, and the local days at both ends need a margin.
             max_window_days=28,

@@ -180,9 +180,9 @@ _COLUMNS: Mapping[str, tuple[Column, ...]] = {
         ),
     ),
     "body_measurement": (
-        Column("height_meter", _FLOAT, "height_m"),
-        Column("weight_kilogram", _FLOAT, "weight_kg"),
-        Column("max_heart_rate", _FLOAT, "max_heart_rate_bpm"),
+        Column("height_meter", _FLOAT, "height_m", required=True),
+        Column("weight_kilogram", _FLOAT, "weight_kg", required=True),
+        Column("max_heart_rate", _FLOAT, "max_heart_rate_bpm", required=True),
     ),
 }
 

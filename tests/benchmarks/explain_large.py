@@ -86,7 +86,9 @@ order by local_date, user_id, metric_type
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("rows", type=lambda text: int(text.replace(",", "")), nargs="?", default=20_000_000)
-    parser.add_argument("--home", type=Path, help="an empty folder for the server; by default a temporary one")
+    parser.add_argument(
+        "--home", type=Path, help="an empty folder for the server; by default a temporary one"
+    )
     arguments = parser.parse_args()
     home = arguments.home or Path(tempfile.mkdtemp(prefix="explain-"))
     if home.exists() and any(home.iterdir()):
@@ -180,7 +182,9 @@ def bound(query: str, user_id: int, metric: str, day: dt.date) -> str:
 
 def run(lab: Lab, statement: str) -> dict[str, Any]:
     with lab.warehouse.engine.begin() as connection:
-        answer = connection.exec_driver_sql(f"explain (analyze, buffers, format json) {statement}").scalar_one()
+        answer = connection.exec_driver_sql(
+            f"explain (analyze, buffers, format json) {statement}"
+        ).scalar_one()
     found: dict[str, Any] = (json.loads(answer) if isinstance(answer, str) else answer)[0]
     return found
 
