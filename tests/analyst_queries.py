@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,13 @@ QUERIES = {
         ) as latest
     """,
 }
+
+
+def bound(query: str, user_id: int, metric: str, day: dt.date) -> str:
+    """The query with its values written into it, as a person types them."""
+    for name, value in {":user_id": str(user_id), ":metric": f"'{metric}'", ":day": f"'{day}'"}.items():
+        query = query.replace(name, value)
+    return query
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import itertools
 import json
 import shutil
 import sys
@@ -24,13 +25,13 @@ import sqlalchemy as sa
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "canonical")]
 
-from analyst_queries import QUERIES, buffers, partitions_read, read_whole
-from canonical_lab import Dbt, Lab
+from analyst_queries import QUERIES, bound, buffers, partitions_read, read_whole  # noqa: E402
+from canonical_lab import Dbt, Lab  # noqa: E402
 
-from health_pipeline.raw.store import open_store
-from health_pipeline.warehouse.connection import Warehouse
-from health_pipeline.warehouse.embedded import EmbeddedPostgres
-from health_pipeline.warehouse.migrate import migrate
+from health_pipeline.raw.store import open_store  # noqa: E402
+from health_pipeline.warehouse.connection import Warehouse  # noqa: E402
+from health_pipeline.warehouse.embedded import EmbeddedPostgres  # noqa: E402
+from health_pipeline.warehouse.migrate import migrate  # noqa: E402
 
 MONTHS = 24
 FIRST_MONTH = dt.date(2024, 11, 1)
@@ -117,7 +118,7 @@ def fill(lab: Lab, number_of_users: int) -> list[int]:
     users = [lab.user(f"person-{number}", "UTC") for number in range(number_of_users)]
     lab.build()
     months = [_month(number) for number in range(MONTHS + 1)]
-    for number, (start, end) in enumerate(zip(months, months[1:], strict=False)):
+    for number, (start, end) in enumerate(itertools.pairwise(months)):
         began = time.monotonic()
         order = _BY_DAY if number >= MONTHS - DAILY_MONTHS else _BY_KEY
         with lab.warehouse.engine.begin() as connection:
@@ -170,14 +171,6 @@ def explain(lab: Lab, name: str, query: str, user_id: int) -> bool:
         if ":day" not in query:
             break
     return bad
-
-
-def bound(query: str, user_id: int, metric: str, day: dt.date) -> str:
-    """The query with its values written into it, as psql would send it."""
-    values = {":user_id": str(user_id), ":metric": f"'{metric}'", ":day": f"'{day}'"}
-    for parameter, value in values.items():
-        query = query.replace(parameter, value)
-    return query
 
 
 def run(lab: Lab, statement: str) -> dict[str, Any]:

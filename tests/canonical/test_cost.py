@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from analyst_queries import QUERIES, bound, buffers, nodes, partitions_read, read_whole
 from canonical_lab import Lab, hours, messages
 
 LOADS = 300
@@ -42,8 +42,18 @@ select users.user_id, 'heart_rate', 60, '/min', 'oura', instant, 0, 'assumed_utc
     'of ' || instant::date, 0, instant, instant
 from ops.users
 cross join generate_series(timestamptz '2024-03-01 00:00+00', '2026-02-28 00:00+00', '42 minutes') as instant
-order by 1, 6;
-analyze health.health_metrics;
+order by instant::date, 1, 6;
+insert into health.daily_metrics (user_id, local_date, metric_type, metric_value, metric_unit, source, sources_seen,
+    sample_count, coverage)
+select user_id, local_date, metric_type, avg(metric_value), '/min', 'oura', array['oura'], count(*), 1
+from health.health_metrics
+group by 1, 2, 3
+order by 2, 1;
+analyze health.health_metrics, health.daily_metrics;
+select brin_summarize_new_values(indexes.oid)
+from pg_class as indexes
+inner join pg_am as methods on methods.oid = indexes.relam
+where methods.amname = 'brin' and indexes.relkind = 'i' and indexes.relname like 'health\\_metrics%';
 """
 
 
@@ -109,6 +119,29 @@ def test_changed_day_reads_the_partitions_around_it(large: Lab) -> None:
     large.execute("truncate health._changed_metrics")
 
 
+#: Of each query the rows it finds, the most blocks it may read for them, and the months it may look into.
+_ANSWERS = {
+    "last 90 days of one metric of one user": (3_116, 200, 4),
+    "one day of all users, a value a metric": (20, 30, 0),
+    "one day of all users, every sample": (694, 200, 1),
+    "latest value of each metric of a user": (1, 6_000, MONTHS),
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_query_of_an_analyst_reads_no_whole_table(large: Lab, name: str) -> None:
+    """`tests/benchmarks/explain_large.py` has the same over 20 million rows."""
+    rows, most_blocks, most_months = _ANSWERS[name]
+    query = bound(QUERIES[name], large.user("person-7"), "heart_rate", dt.date(2025, 6, 12))
+
+    plan = explain(large, query)
+
+    assert read_whole(plan) == []
+    assert plan["Actual Rows"] == rows
+    assert buffers(plan) <= most_blocks
+    assert len(partitions_read(plan)) <= most_months
+
+
 @pytest.mark.parametrize(("entity", "metric"), [("heartrate", "heart_rate"), ("daily_activity", "steps")])
 def test_run_reads_little(large: Lab, entity: str, metric: str) -> None:
     """No step of a run goes through a large table: 1,000 samples of a day, and 100 documents, of 20 people."""
@@ -162,12 +195,6 @@ def explain(lab: Lab, query: str) -> Any:
         for row in lab.rows(f"explain (analyze, buffers, format json) {query}".replace(":", r"\:"))
     ]
     return plan[0]["Plan"]
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
 
 
 def compiled(lab: Lab, model: str) -> str:
