@@ -48,13 +48,17 @@ def _timestamps(values: Sequence[Any]) -> pa.Array:
 def _whole_numbers(number_type: pa.DataType, values: Sequence[Any]) -> pa.Array:
     """int64 as strings; plain numbers, as some clients have seen them, too."""
     kinds = set(map(type, values)) - {type(None)}
+    if str not in kinds:
+        return numbers(values, number_type)
+    texts = values
     if kinds != {str}:
-        if str not in kinds:
-            return numbers(values, number_type)
-        if kinds != {str, int}:
-            raise TypeError("not whole numbers")
-        values = [None if value is None else str(value) for value in values]
-    return _matching(values, _WHOLE).cast(number_type)
+        texts = [value if type(value) is str else None for value in values]
+    written = _matching(texts, _WHOLE).cast(number_type)
+    if kinds == {str}:
+        return written
+    # Each is judged for itself, whatever stands beside it.
+    plain = numbers([None if type(value) is str else value for value in values], number_type)
+    return pc.coalesce(written, plain)
 
 
 def _seconds(values: Sequence[Any]) -> pa.Array:

@@ -59,6 +59,8 @@ _ACTIVITIES = "/athlete/activities"
 _LARGEST_PAGE = 200
 _QUARTER_HOUR = 900.0
 _DAY = 86_400.0
+#: Seconds; no place on earth is farther from UTC.
+_LONGEST_OFFSET = 18 * 3600
 
 _INT = pa.int32()
 _FLOAT = pa.float64()
@@ -72,6 +74,14 @@ def _ids(values: Sequence[Any]) -> pa.Array:
     return numbers(values, pa.int64()).cast(_TEXT)
 
 
+def _offsets(values: Sequence[Any]) -> pa.Array:
+    """UTC offsets in seconds."""
+    offsets = numbers(values, _FLOAT)
+    if pc.any(pc.greater(pc.abs(offsets), _LONGEST_OFFSET)).as_py():
+        raise ValueError("not a UTC offset")
+    return offsets
+
+
 def _zones(values: Sequence[Any]) -> pa.Array:
     """`(GMT-08:00) America/Los_Angeles` without the label, which is not that of summer time."""
     return pc.replace_substring_regex(pa.array(values, _TEXT), r"^\(GMT[^)]*\)\s*", "")
@@ -82,7 +92,7 @@ _ACTIVITY = (
     Column("start_date", UTC_TIMESTAMP, "started_at", required=True),
     # False instants, and only for their distance from the true ones.
     Column("start_date_local", UTC_TIMESTAMP),
-    Column("utc_offset", _FLOAT),
+    Column("utc_offset", _FLOAT, convert=_offsets),
     Column("timezone", _TEXT, "time_zone", convert=_zones),
     Column("sport_type", _TEXT),
     Column("type", _TEXT),
@@ -188,8 +198,9 @@ def fetch(client: ApiClient, entity: Entity, window: Window) -> Iterator[Page]:
             path += "/streams"
             params = {"keys": "time,heartrate", "key_by_type": "true"}
             context = {"activity_id": str(activity["id"]), "start_date": start}
-            if isinstance(activity.get("utc_offset"), int | float):
-                context["utc_offset"] = str(activity["utc_offset"])
+            offset = activity.get("utc_offset")
+            if isinstance(offset, int | float) and abs(offset) <= _LONGEST_OFFSET:
+                context["utc_offset"] = str(offset)
         try:
             content = client.get(path, params).content
         except RequestRejectedError as error:
@@ -340,6 +351,8 @@ def _activity(activities: pa.Table) -> pa.Table:
     seconds = [activities[name].cast(pa.int64()) for name in ("start_date_local", "started_at")]
     printed = pc.divide(pc.subtract(*seconds), 60_000_000)
     said = pc.divide(activities["utc_offset"], 60.0)
+    # A local time that is not of this place on earth says nothing of the offset.
+    printed = pc.if_else(pc.less_equal(pc.abs(printed), _LONGEST_OFFSET // 60), printed, None)
     minutes = pc.coalesce(pc.round(said), printed.cast(_FLOAT)).cast(_SHORT)
     sports = pc.coalesce(activities["sport_type"], activities["type"])
     place = activities.schema.get_field_index("sport_type")

@@ -4,7 +4,7 @@
 
 Fills a scratch database on an embedded server of its own, prints each query's plan with what it read and how
 long it took (the first time, and again with warm memory), and removes the database. Exit code 1 where a query
-reads a whole table or partition.
+reads more than a month of health_metrics, or all of daily_metrics, from end to end.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def explain(lab: Lab, name: str, query: str, user_id: int) -> bool:
         timed = [run(lab, statement) for _ in range(2)]
         answer, plan = timed[-1], timed[-1]["Plan"]
         whole, partitions = read_whole(plan), partitions_read(plan)
-        bad |= bool(whole)
+        bad |= len(whole) > 1 or "daily_metrics" in whole
         print(
             f"\n== {name} ({day}): {answer['Execution Time']:.1f} ms, {timed[0]['Execution Time']:.1f} ms the first "
             f"time, planned in {answer['Planning Time']:.1f} ms; {plan['Actual Rows']:,.0f} rows, "

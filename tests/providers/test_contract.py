@@ -9,7 +9,6 @@ import copy
 import datetime as dt
 import functools
 import importlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -346,6 +345,7 @@ def test_rubbish_is_refused_and_counted(provider: Provider, entity: Entity) -> N
 
 def samples(provider: Provider) -> list[tuple[str, bytes, dict[str, str]]]:
     """The provider's own samples: entity, bytes, context."""
+    assert (SAMPLES / provider.name).is_dir(), "python -m health_pipeline.sandbox.samples"
     api = apis().get(provider.name)
     entities = {entity.name.casefold(): entity.name for entity in provider.entities}
     found = []
@@ -439,7 +439,7 @@ def small_samples(provider: str) -> list[tuple[str, Any, dict[str, str]]]:
 
 @each_living
 @settings(
-    max_examples=int(os.environ.get("CONTRACT_EXAMPLES", "25")),
+    max_examples=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -158,6 +158,15 @@ def test_offset_is_said_or_the_distance_of_the_two_times(
     assert row["utc_offset_minutes"] == minutes
 
 
+def test_offset_of_no_place_on_earth_is_no_offset() -> None:
+    said = parse("activity", {**ACTIVITY, "utc_offset": 1e308})
+    assert said.quarantine.select(["reason", "field"]).to_pylist() == [
+        {"reason": "wrong_type", "field": "utc_offset"}
+    ]
+    printed = only("activity", {**ACTIVITY, "start_date_local": "0001-01-01T00:00:00Z", "utc_offset": None})
+    assert printed["utc_offset_minutes"] is None
+
+
 def test_older_documents_have_only_the_type() -> None:
     assert only("activity", {**ACTIVITY, "sport_type": None})["sport_type"] == "Ride"
 
