@@ -18,8 +18,7 @@
     versioned        true where the SQL gives `_merge` (see newest_versions.sql), which says how each row meets
                      the one that is there; else the batch's row is the whole truth
     nested           true where the SQL joins few rows to large tables: see join_by_index
-    indexes          further indexes: {columns}, with {where} a part of the rows, with {range_of_pages} a BRIN index
-                     of so many pages a range
+    indexes          further indexes: lists of columns, or {columns, where}
 #}
 {% materialization upsert_table, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
@@ -231,8 +230,7 @@ create table {{ relation }} (
 )
 {%- if partition_by %} partition by range ({{ partition_by }}){% endif %};
 {% for index in config.get('indexes', []) %}
-create index on {{ relation }}{{ ' using brin' if index.range_of_pages }} ({{ index.columns | join(', ') }})
-{%- if index.range_of_pages %} with (pages_per_range = {{ index.range_of_pages }}, autosummarize = on){% endif %}
+create index on {{ relation }} ({{ index.columns | join(', ') }})
 {%- if index.where %} where {{ index.where }}{% endif %};
 {% endfor %}
 {% endmacro %}

@@ -9,14 +9,8 @@
     changes='_changed_metrics',
     revised='metric_value',
     revisions='metric_revisions',
-    indexes=[
-        {'columns': ['source_record_id'], 'where': 'source_record_id is not null'},
-        {'columns': ['recorded_at'], 'range_of_pages': 32},
-    ]
+    indexes=[{'columns': ['source_record_id'], 'where': 'source_record_id is not null'}]
 ) }}
-
--- The primary key serves what is asked of one user. What is asked of a day of all users finds the rows of the day's
--- runs by range of pages: such an index has an entry for some 2,000 rows, so that writing does not pay for it.
 
 -- depends_on: {{ ref('int_documents_pending') }}
 -- depends_on: {{ ref('metric_revisions') }}
