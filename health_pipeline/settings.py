@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from functools import cache
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: The first day there is a partition for; what is older comes as a file.
+FIRST_DAY = dt.date(2020, 1, 1)
 
 
 class Settings(BaseSettings):

@@ -7,10 +7,11 @@ import datetime as dt
 import dagster as dg
 
 from health_pipeline.providers.base import Window
+from health_pipeline.settings import FIRST_DAY
 
 #: For `raw/*` and `staging_*`: the days asked for of a provider, the day of receipt of a file. Today is one
 #: of them, since files come today.
-DAILY = dg.DailyPartitionsDefinition(start_date="2020-01-01", end_offset=1)
+DAILY = dg.DailyPartitionsDefinition(start_date=FIRST_DAY.isoformat(), end_offset=1)
 
 #: A range of days is one run.
 ONE_RUN = dg.BackfillPolicy.single_run()

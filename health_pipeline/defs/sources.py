@@ -1,7 +1,9 @@
 """What comes in: `raw/<provider>` and `staging_<provider>/<entity>` for every registered provider."""
 
 import datetime as dt
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 import dagster as dg
 import pyarrow as pa
@@ -12,13 +14,22 @@ from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.staging.tables import schema_name, sql_type, table_schemas
 
+if TYPE_CHECKING:
+    from health_pipeline.ingestion.fetch import FetchReport
+
 OWNERS = ["team:data-engineering"]
 
 
 class FetchConfig(dg.Config):
-    """Which users to fetch for, by number; all connected ones where it is empty."""
+    """Which users to fetch for, by number; all connected ones where it is empty.
+
+    `plan` is `window` for the days of the partition, `gaps` for days up to its end that should be raw and are
+    not. `job_id` is the row of ops.ingestion_jobs that the fetch works on and resumes, if any.
+    """
 
     user_ids: list[int] = []  # noqa: RUF012 - a pydantic field
+    plan: Literal["window", "gaps"] = "window"
+    job_id: int | None = None
 
 
 class StagingConfig(dg.Config):
@@ -53,21 +64,9 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: FetchConfig, platform: Platform
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from health_pipeline.connections.endpoints import ProviderNotConfiguredError
-        from health_pipeline.ingestion.fetch import fetch
 
         try:
-            report = fetch(
-                platform.warehouse(),
-                platform.store(),
-                platform.vault(),
-                platform.settings,
-                provider,
-                window_of(context),
-                user_ids=config.user_ids or None,
-                on_progress=lambda done, total: context.log.info(
-                    f"{provider.title}: {done} of {total} accounts fetched"
-                ),
-            )
+            report = _fetch(context, config, platform, provider)
         except ProviderNotConfiguredError as error:
             # Waiting does not mend it.
             raise dg.Failure(str(error), allow_retries=False) from error
@@ -75,6 +74,8 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
             metadata={
                 "accounts": len(report.accounts),
                 "accounts_failed": len(report.failed),
+                "windows": report.windows,
+                "windows_skipped": report.windows_skipped,
                 "objects_new": report.new_objects,
                 "objects_known": report.known_objects,
                 "bytes_received": report.bytes_received,
@@ -82,6 +83,66 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
         )
 
     return raw
+
+
+def _fetch(
+    context: dg.AssetExecutionContext, config: FetchConfig, platform: Platform, provider: Provider
+) -> "FetchReport":
+    from health_pipeline.ingestion import jobs
+    from health_pipeline.ingestion.fetch import fetch
+
+    warehouse, window = platform.warehouse(), window_of(context)
+    job = None
+    if config.job_id is not None:
+        job = jobs.get(warehouse.engine, config.job_id)
+    elif config.plan == "gaps":
+        engine = warehouse.engine
+        job = jobs.unfinished(engine, "reconcile", provider.name, None, window) or jobs.create(
+            engine, "reconcile", provider.name, None, window
+        )
+        jobs.begin(engine, job.job_id, context.run_id)
+    try:
+        report = fetch(
+            warehouse,
+            platform.store(),
+            platform.vault(),
+            platform.settings,
+            provider,
+            window,
+            user_ids=config.user_ids or None,
+            plan=config.plan,
+            job=job,
+            on_progress=_now_and_then(
+                lambda done, total: context.log.info(f"{provider.title}: {done} of {total} windows fetched")
+            ),
+        )
+    except Exception as error:
+        if job is not None:
+            jobs.note_error(warehouse.engine, job.job_id, _words(error))
+            if config.job_id is None:
+                jobs.finish(warehouse.engine, job.job_id, _words(error))
+        raise
+    if job is not None and config.job_id is None:
+        jobs.finish(warehouse.engine, job.job_id, jobs.get(warehouse.engine, job.job_id).last_error)
+    return report
+
+
+def _words(error: Exception) -> str:
+    """The message of an error that was raised to be read; of another the kind alone, which quotes nothing."""
+    return str(error) if isinstance(error, RuntimeError) else type(error).__name__
+
+
+def _now_and_then(say: Callable[[int, int], None], seconds: float = 1.0) -> Callable[[int, int], None]:
+    """`say` at most once in so many seconds, and at the end: a line a window would fill the event log."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(done, total)
+
+    return progress
 
 
 def received_files_asset(providers: list[Provider]) -> dg.AssetsDefinition:

@@ -268,6 +268,8 @@ class ApiClient:
         self._max_wait = max_wait
         self._sleep = sleep
         self._clock = clock
+        #: Requests sent, with those that were tried again.
+        self.requests_sent = 0
         self._http = httpx.Client(
             timeout=timeout, verify=_tls_context(), headers={"Accept": "application/json"}
         )
@@ -411,6 +413,7 @@ class ApiClient:
     def _send(self, call: _Call, token: str) -> httpx.Response:
         """One request, its body read whole. Raises _TransientError on a network failure or a cut body."""
         started = time.monotonic()
+        self.requests_sent += 1
         status: int | None = None
         reason = None
         try:

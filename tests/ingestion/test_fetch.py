@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import hashlib
 import itertools
 import logging
@@ -35,7 +34,6 @@ from health_pipeline.connections.vault import Vault
 from health_pipeline.ingestion import fetch as fetch_module
 from health_pipeline.ingestion.fetch import FetchReport, ProviderOutageError, fetch
 from health_pipeline.providers.base import Window
-from health_pipeline.providers.http import ApiClient
 from health_pipeline.raw.keys import parse_key
 from health_pipeline.raw.store import RawStore
 from health_pipeline.sandbox.faults import Fault
@@ -100,7 +98,7 @@ def ada(warehouse: Warehouse, vault: Vault, endpoint: Endpoint) -> Connected:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds a client would have slept; it does not."""
     seconds: list[float] = []
-    monkeypatch.setattr(fetch_module, "ApiClient", functools.partial(ApiClient, sleep=seconds.append))
+    monkeypatch.setattr(fetch_module, "_pause", lambda _stop, wanted: seconds.append(wanted))
     return seconds
 
 
@@ -417,7 +415,7 @@ def test_users_and_progress(door: Door, ada: Connected, vault: Vault, endpoint: 
     steps: list[tuple[int, int]] = []
     report = door.fetch(user_ids=[ben.user_id], on_progress=lambda done, total: steps.append((done, total)))
     assert [result.account_id for result in report.accounts] == [ben.account_id]
-    assert steps == [(1, 1)]
+    assert steps == [(number, len(ENDPOINTS)) for number in range(1, len(ENDPOINTS) + 1)]
 
 
 def test_long_windows_are_asked_for_in_parts_that_keep_their_days(door: Door, ada: Connected) -> None:
