@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -141,6 +142,42 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
     click.echo(f"done, run {outcome.run_id}")
 
 
+@main.command()
+@click.argument("provider")
+@click.option("--user", "handle", required=True, help="Whose account to ask.")
+@click.option("--days", default=7, show_default=True, help="So many days up to today (UTC).")
+def sync(provider: str, handle: str, days: int) -> None:
+    """Fetch a person's last days from a provider, with its look-back, and compute what they change."""
+    from health_pipeline.runtime.sync import last_days
+
+    _sync("sync", provider, handle, last_days(days))
+
+
+@main.command()
+@click.argument("provider")
+@click.option("--user", "handle", required=True, help="Whose account to ask.")
+@click.option("--from", "first", type=_DAY, required=True, help="First day, YYYY-MM-DD.")
+@click.option("--to", "last", type=_DAY, required=True, help="Last day, YYYY-MM-DD.")
+def backfill(provider: str, handle: str, first: dt.datetime, last: dt.datetime) -> None:
+    """Fetch a person's history from a provider. Interrupted, it goes on when it is called again."""
+    from health_pipeline.runtime.sync import days_between
+
+    _sync("backfill", provider, handle, days_between(first.date(), last.date()))
+
+
+def _sync(kind: Literal["sync", "backfill"], provider: str, handle: str, window: Window) -> None:
+    from health_pipeline.runtime.sync import run_sync
+
+    settings, warehouse = _open()
+    with _windows_bar(f"{kind} {provider}") as (say, on_windows):
+        summary = run_sync(settings, warehouse, kind, provider, handle, window, say, on_windows)
+    for note in summary.notes:
+        _say(note)
+    click.echo(summary.words())
+    if summary.problems:
+        raise click.ClickException("; ".join(summary.problems))
+
+
 def _window(day: dt.datetime, last: dt.datetime | None) -> Window:
     from health_pipeline.providers.base import Window
 
@@ -270,6 +307,26 @@ def destroy(yes: bool) -> None:
     if not yes:
         click.confirm(f"Delete the embedded database of {settings.home}?", abort=True)
     EmbeddedPostgres(settings.home_path).destroy()
+
+
+@contextmanager
+def _windows_bar(name: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A bar of windows under the steps on a terminal; plain lines where nobody watches."""
+    if not sys.stderr.isatty():
+        yield _say, lambda done, total: _say(f"{name}: {done} of {total} windows")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None)
+
+        def say(line: str) -> None:
+            if not line.startswith(" "):  # what a step says of its own progress is in the bar
+                progress.console.print(line, markup=False, highlight=False)
+
+        yield say, lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class _status_line:  # noqa: N801 - used like a function

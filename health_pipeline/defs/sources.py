@@ -88,6 +88,7 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
 def _fetch(
     context: dg.AssetExecutionContext, config: FetchConfig, platform: Platform, provider: Provider
 ) -> "FetchReport":
+    from health_pipeline.connections.accounts import active_accounts
     from health_pipeline.ingestion import jobs
     from health_pipeline.ingestion.fetch import fetch
 
@@ -95,7 +96,7 @@ def _fetch(
     job = None
     if config.job_id is not None:
         job = jobs.get(warehouse.engine, config.job_id)
-    elif config.plan == "gaps":
+    elif config.plan == "gaps" and active_accounts(warehouse.engine, provider.name):
         engine = warehouse.engine
         job = jobs.unfinished(engine, "reconcile", provider.name, None, window) or jobs.create(
             engine, "reconcile", provider.name, None, window

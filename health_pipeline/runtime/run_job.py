@@ -8,20 +8,29 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from health_pipeline.providers.base import Window
 from health_pipeline.runtime.dagster_home import prepare
 from health_pipeline.settings import Settings, load_settings
 from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.lock import hold
 
+if TYPE_CHECKING:
+    import dagster as dg
+
+#: Marks runs that live in the process of a command.
+_OURS = "health_pipeline/command"
 #: Called with a line to show: a step that started, or what it says of its progress.
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run ended. `failures` names each failed step with its error, `failed_checks` each check."""
+    """How a run ended. `failures` names each failed step with its error, `failed_checks` each check.
+
+    `metadata` is what each asset said at its last materialisation, by its key with slashes.
+    """
 
     run_id: str
     success: bool
@@ -36,11 +45,15 @@ def run_job(
     settings: Settings,
     warehouse: Warehouse,
     *,
+    run_id: str | None = None,
     run_config: Mapping[str, Any] | None = None,
     without: Sequence[str] = (),
     on_progress: Progress | None = None,
 ) -> RunOutcome:
-    """Run a job for the day partitions in `window`, as one run; `without` the assets of these prefixes."""
+    """Run a job for the day partitions in `window`, as one run; `without` the assets of these prefixes.
+
+    `run_id` is a UUID of the caller's, for whom it matters.
+    """
     os.environ.update(prepare(settings, warehouse))
     load_settings.cache_clear()  # the assets read the environment as it is now
     import logging
@@ -55,7 +68,8 @@ def run_job(
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     failures: list[str] = []
     failed_checks: list[str] = []
-    run_id = str(uuid.uuid4())
+    run_id = run_id or str(uuid.uuid4())
+    metadata: dict[str, dict[str, Any]] = {}
 
     def watch(entry: dg.EventLogEntry, _cursor: str | None = None) -> None:
         event = entry.dagster_event
@@ -65,16 +79,27 @@ def run_job(
             return
         if event.is_step_start and on_progress is not None:
             on_progress(str(event.step_key))
+        elif event.is_step_up_for_retry and on_progress is not None:
+            wait = event.step_retry_data.seconds_to_wait or 0
+            on_progress(
+                f"{event.step_key}: {_reason(event.step_retry_data.error)}; tried again in {wait:.0f} s"
+            )
+        elif event.is_step_materialization:
+            found = event.step_materialization_data.materialization
+            metadata[found.asset_key.to_user_string()] = {
+                name: value.value for name, value in found.metadata.items()
+            }
         elif event.is_step_failure:
-            failures.append(f"{event.step_key}: {_reason(event)}")
+            failures.append(f"{event.step_key}: {_reason(event.step_failure_data.error)}")
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             evaluation = event.asset_check_evaluation_data
             if not evaluation.passed:
                 failed_checks.append(f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}")
 
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, hold(warehouse.engine, f"run:{run_id}"):
         # One connection for the run instead of three an event.
         instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=5)
+        _end_dead_runs(instance, warehouse)
         instance.add_event_listener(run_id, watch)
         # What dbt prints is in the run's log in the UI; here it would bury the progress.
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -90,16 +115,31 @@ def run_job(
                     "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                 },
                 tags={
+                    _OURS: "true",
                     "dagster/asset_partition_range_start": window.start.isoformat(),
                     "dagster/asset_partition_range_end": window.end.isoformat(),
                 },
             )
-    return RunOutcome(run_id, result.success, tuple(failures), tuple(failed_checks))
+    return RunOutcome(run_id, result.success, tuple(failures), tuple(failed_checks), metadata)
 
 
-def _reason(event: Any) -> str:
+def _end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> None:
+    """Report the runs whose command was killed as failed, and free their pools: the next run would wait for ever.
+
+    A run that lives holds the lock of its id.
+    """
+    import dagster as dg
+
+    started = dg.RunsFilter(tags={_OURS: "true"}, statuses=[dg.DagsterRunStatus.STARTED])
+    for run in instance.get_runs(started):
+        with hold(warehouse.engine, f"run:{run.run_id}") as dead:
+            if dead:
+                instance.report_run_failed(run, "The command that ran this was killed.")
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _reason(error: Any) -> str:
     """The innermost error's message: the outer ones say which step, which we say already."""
-    error = event.step_failure_data.error
     while error is not None and error.cause is not None:
         error = error.cause
     return error.message.strip().splitlines()[0] if error is not None else "failed"
