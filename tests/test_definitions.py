@@ -7,12 +7,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from connecting import connect
+from dagster._core.definitions.schedule_definition import ScheduleExecutionData
 
+from health_pipeline.connections.endpoints import Endpoint
+from health_pipeline.connections.users import ensure_user
+from health_pipeline.connections.vault import Vault
 from health_pipeline.definitions import defs
 from health_pipeline.defs.jobs import inbox_sensor
 from health_pipeline.ingestion.inbox import open_inbox, receive_new_files
 from health_pipeline.raw.store import RawStore
-from health_pipeline.settings import Settings
+from health_pipeline.settings import Settings, load_settings
 from health_pipeline.warehouse.connection import Warehouse
 
 MARTS = (
@@ -97,6 +102,62 @@ def test_the_schedule_takes_the_day_before() -> None:
     )
     requests = schedule.evaluate_tick(context).run_requests
     assert [request.partition_key for request in requests or []] == ["2026-03-09"]
+
+
+def test_every_provider_that_can_be_asked_has_a_job_of_its_own() -> None:
+    names = {job.name for job in defs.get_repository_def().get_all_jobs()}
+    assert {"sync_oura", "sync_dexcom", "sync_fhir", "reconcile"} <= names
+    assert "sync_fitbit" not in names
+    assert not {name for name in names if name.startswith("sync_") and "libreview" in name}
+    assets = defs.resolve_job_def("sync_dexcom").asset_layer.executable_asset_keys
+    assert {key.path[1] for key in assets if key.path[0] == "raw"} == {"dexcom"}
+    assert dg.AssetKey(["health", "recovery_scores"]) in assets
+
+
+def test_reconcile_looks_for_gaps_up_to_yesterday(
+    settings: Settings, warehouse: Warehouse, vault: Vault, endpoint: Endpoint
+) -> None:
+    at = dt.datetime(2026, 3, 10, 2, 30, tzinfo=dt.UTC)
+    schedule = defs.resolve_schedule_def("reconcile_schedule")
+    assert tick("reconcile_schedule", at).skip_message == "no account is connected"
+    connect(warehouse, vault, endpoint, "ada")
+    (request,) = tick("reconcile_schedule", at).run_requests or []
+    assert request.partition_key == "2026-03-09"
+    config = defs.resolve_job_def(schedule.job_name).run_config
+    assert config is not None
+    assert config["ops"]["raw__oura"]["config"] == {"plan": "gaps"}
+    assert "raw__fitbit" not in config["ops"]
+
+
+def test_polling_costs_nothing_where_nobody_is_connected(
+    settings: Settings, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = dt.datetime(2026, 3, 10, 14, 25, tzinfo=dt.UTC)
+    assert tick("poll_dexcom", at).skip_message == "no account is connected to Dexcom"
+    with warehouse.engine.begin() as connection:
+        user = ensure_user(connection, "ada").user_id
+        connection.exec_driver_sql(
+            f"insert into ops.provider_accounts (user_id, provider, status) values ({user}, 'dexcom', 'active')"
+        )
+    # Nobody to ask: to try it would give a failed run every two hours.
+    assert "HEALTH_PIPELINE_DEXCOM_CLIENT_ID" in str(tick("poll_dexcom", at).skip_message)
+    monkeypatch.setenv("HEALTH_PIPELINE_SANDBOX_URL", "http://127.0.0.1:9")
+    load_settings.cache_clear()
+    (request,) = tick("poll_dexcom", at).run_requests or []
+    assert request.partition_key == "2026-03-10"
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_run(dg.DagsterRun(job_name="sync_dexcom", status=dg.DagsterRunStatus.STARTED))
+        assert "has not ended" in str(tick("poll_dexcom", at, instance).skip_message)
+
+
+def tick(name: str, at: dt.datetime, instance: dg.DagsterInstance | None = None) -> ScheduleExecutionData:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        context = dg.build_schedule_context(
+            instance=instance or ephemeral,
+            scheduled_execution_time=at,
+            repository_def=defs.get_repository_def(),
+        )
+        return defs.resolve_schedule_def(name).evaluate_tick(context)
 
 
 @pytest.fixture
