@@ -144,12 +144,36 @@ def test_priorities_name_sources_and_metrics_that_there_are() -> None:
 
 
 def test_provider_lists_are_those_of_the_registry() -> None:
-    listed = {name for providers in VARIABLES.values() for name in providers}
+    listed = {
+        name
+        for variable, providers in VARIABLES.items()
+        if variable.endswith("_providers")
+        for name in providers
+    }
 
     assert listed == TABLED
-    assert {path.name for path in (PROJECT_DIR / "models" / "staging").iterdir()} == TABLED
+    folders = {path.name for path in (PROJECT_DIR / "models" / "staging").iterdir()}
+    # The operational tables are staged beside the providers'.
+    assert folders - {"ops"} == TABLED
     readings = {
         path.name.removeprefix("stg_").removesuffix("__readings.sql")
         for path in (PROJECT_DIR / "models" / "staging").rglob("stg_*__readings.sql")
     }
     assert set(VARIABLES["glucose_providers"]) == readings
+
+
+def test_expectations_are_of_sources_and_metrics_that_there_are() -> None:
+    expectations = _seed("provider_expectations")
+
+    assert {row["source"] for row in expectations} <= {row["source"] for row in _seed("source_priorities")}
+    assert {row["metric_type"] for row in expectations} <= {metric["metric_type"] for metric in METRICS}
+    assert all(row["samples_per_day"] == "" or int(row["samples_per_day"]) > 1 for row in expectations)
+    keys = [(row["source"], row["metric_type"]) for row in expectations]
+    assert len(keys) == len(set(keys))
+
+
+def test_what_is_measured_at_an_instant_is_not_sampled() -> None:
+    """The timeline shows each value of these; a heart rate among them would be a line every five minutes."""
+    kinds = {metric["metric_type"]: metric["value_kind"] for metric in METRICS}
+    assert {kinds[name] for name in VARIABLES["timeline_measurements"]} == {"instant"}
+    assert set(VARIABLES["sync_cadence_hours"]) <= {"default", *all_providers()}

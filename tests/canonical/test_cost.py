@@ -82,7 +82,8 @@ def test_load_of_long_ago_beside_a_new_one_skips_those_between(large: Lab) -> No
     large.execute(
         """
         truncate health._pending_objects;
-        insert into health._pending_objects
+        insert into health._pending_objects (provider, raw_object_id, load_id, user_id, entity, received_at,
+            home_time_zone, receipt, standing)
         select 'oura', object, case when object % 2 = 0 then -1 else -:first end, 1, 'heartrate', now(), 'UTC',
             object, 'new'
         from generate_series(0, 199) as object;
@@ -169,6 +170,58 @@ def test_run_reads_little(large: Lab, entity: str, metric: str) -> None:
     # Of 500,000 and 300,000. The staged rows of the day are read for each table that is made of them.
     assert read["health.health_metrics"] < 60_000
     assert read["staging_oura.heartrate"] < 100_000
+
+
+_FILL_DAYS = """
+insert into health.daily_metrics (user_id, local_date, metric_type, metric_value, metric_unit, source, sources_seen,
+    sample_count, coverage)
+select user_id, day::date, metric_type, 70, 'kg', 'oura', array['oura'], 1, 1
+from ops.users
+cross join generate_series(timestamp '2024-03-01', timestamp '2026-02-27', '1 day') as day
+cross join (values ('heart_rate'), ('weight'), ('steps')) as metrics (metric_type)
+on conflict do nothing;
+insert into ops.subjects (subject_id, user_id) select gen_random_uuid(), user_id from ops.users
+on conflict do nothing;
+insert into ops.provider_accounts (user_id, provider, status, created_at)
+select user_id, 'oura', 'active', '2024-03-01' from ops.users on conflict do nothing;
+analyze health.daily_metrics;
+"""
+
+
+@pytest.mark.parametrize(
+    ("question", "of_metrics", "of_days"),
+    [
+        # The rows of a measured metric around the day.
+        ("day_timeline where user_id = {user} and local_date = '2025-06-01'", 200, 150),
+        # Of 44,000: a year of three metrics, and one value of each person and metric.
+        ("health_summary where user_id = {user}", 0, 1_500),
+        (
+            "data_completeness where user_id = {user} and local_date between '2025-05-01' and '2025-06-30'",
+            0,
+            6_000,
+        ),
+    ],
+    ids=lambda value: str(value).split()[0],
+)
+def test_question_about_a_person_reads_little(
+    large: Lab, question: str, of_metrics: int, of_days: int
+) -> None:
+    large.execute(_FILL_DAYS)
+
+    plan = explain(large, f"select * from health.{question.format(user=large.user('person-7'))}")
+
+    assert plan["Actual Rows"] > 0
+    assert _rows_of(plan, "health_metrics") <= of_metrics
+    assert 0 < _rows_of(plan, "daily_metrics") <= of_days
+
+
+def _rows_of(plan: dict[str, Any], table: str) -> float:
+    """Rows that a plan's scans of a table or its partitions read, those filtered away included."""
+    return sum(
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        for node in nodes(plan)
+        if node.get("Relation Name", "").startswith(table)
+    )
 
 
 def rows_read(lab: Lab) -> dict[str, int]:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 from canonical_lab import Lab
 from histories import History
 
+from health_pipeline.warehouse.dbt_project import ensure_manifest
 from health_pipeline.warehouse.engine_tables import ensure_engine_tables
 
 _FILL_ENGINE = """
@@ -25,6 +27,18 @@ insert into health.forecasts (user_id, metric_type, as_of_date, n_days, window_s
     projected_reason, sentence) select user_id, 'steps', date '2026-03-01', 14, date '2026-02-01',
     date '2026-03-01', '', '' from ops.users;
 """
+_FILL_OPERATIONS = """
+insert into ops.provider_accounts (user_id, provider, status, last_sync_at)
+    select user_id, 'oura', 'active', now() from ops.users;
+insert into ops.webhook_events (provider, provider_event_id, event_type, account_id)
+    select 'oura', account_id || '-' || number, 'sleep', account_id
+    from ops.provider_accounts cross join generate_series(1, 3) as number;
+insert into ops.webhook_events (provider, provider_event_id, event_type) values ('oura', 'of nobody', 'sleep');
+insert into ops.ingestion_jobs (kind, provider, user_id, status)
+    select 'sync', 'oura', user_id, 'failed' from ops.users;
+"""
+#: Permission denied; or, for some views, that Postgres could not write into it, whoever asks.
+_REFUSALS = {"r": {"42501"}, "p": {"42501"}, "v": {"42501", "55000", "42809"}}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +50,7 @@ def filled(lab_of_module: Lab) -> Lab:
     lab.run()
     ensure_engine_tables(lab.warehouse)
     lab.execute(_FILL_ENGINE)
+    lab.execute(_FILL_OPERATIONS)
     return lab
 
 
@@ -83,6 +98,7 @@ def test_a_person_cannot_say_they_are_somebody_else(filled: Lab) -> None:
 
 @pytest.mark.parametrize("role", ["health_subject", "health_analyst"])
 def test_nobody_writes(filled: Lab, role: str) -> None:
+    kinds = kinds_of(filled)
     for name in relations(filled):
         for statement in (
             f"insert into {name} select * from {name}",
@@ -91,7 +107,7 @@ def test_nobody_writes(filled: Lab, role: str) -> None:
             f"truncate {name}",
         ):
             with _as(filled, role, filled.user("person-1")) as connection:
-                assert _refusal(connection, statement) == "42501", statement
+                assert _refusal(connection, statement) in _REFUSALS[kinds[name]], statement
 
 
 def test_analyst_reads_everybody_and_the_catalogue(filled: Lab) -> None:
@@ -110,6 +126,8 @@ def test_analyst_reads_everybody_and_the_catalogue(filled: Lab) -> None:
         "ops.connector_tokens",
         "ops.users",
         "ops.raw_objects",
+        "ops.provider_accounts",
+        "ops.webhook_events",
         "staging_oura.sleep",
         "health._changed_daily",
         "health._pending_objects",
@@ -119,6 +137,113 @@ def test_analyst_reads_everybody_and_the_catalogue(filled: Lab) -> None:
 def test_what_is_not_for_readers(filled: Lab, role: str, relation: str) -> None:
     with _as(filled, role, filled.user("person-1")) as connection:
         assert _refusal(connection, f"select * from {relation}") == "42501"
+
+
+def test_views_read_as_their_reader_or_say_that_they_do_not(filled: Lab) -> None:
+    """Where a view reads as its owner, the project says so, and no function runs before its filter."""
+    nodes = orjson.loads(ensure_manifest().read_bytes())["nodes"].values()
+    said = {
+        node["name"]: {"reader": "security_invoker=true", "owner": "security_barrier=true"}[
+            node["config"]["meta"]["rights"]
+        ]
+        for node in nodes
+        if node["config"]["materialized"] == "lasting_view" and node["schema"] == "health"
+    }
+    found = filled.rows(
+        "select relname, array_to_string(reloptions, ',') as options from pg_class "
+        "where relnamespace = 'health'::regnamespace and relkind = 'v'"
+    )
+
+    assert {row["relname"]: row["options"] for row in found} == said
+    assert {"connection_status", "day_timeline"} <= said.keys()
+
+
+def test_person_counts_own_accounts_events_and_jobs_alone(filled: Lab) -> None:
+    query = sa.text(
+        "select accounts_active, failed_jobs_7d, objects_7d, "
+        "(select sum(event_count) from health.webhook_events_24h) as events "
+        "from health.sync_health where provider = 'oura'"
+    )
+    person = filled.user("person-1")
+    objects = filled.one(
+        "select count(*) filter (where user_id = :person) as own, count(*) as all from ops.raw_objects "
+        "inner join ops.subjects using (subject_id) "
+        "where provider = 'oura' and received_at > now() - interval '7 days'",
+        person=person,
+    )
+
+    with _as(filled, "health_subject", person) as connection:
+        assert connection.execute(query).all() == [(1, 1, objects["own"], 3)]
+    with _as(filled, "health_analyst") as connection:
+        assert connection.execute(query).all() == [(4, 4, objects["all"], 13)]
+    with _as(filled, "health_subject") as connection:
+        assert connection.execute(query).all() == []
+
+
+def test_function_of_a_reader_sees_no_row_of_others(filled: Lab) -> None:
+    """A cheap function is called early: without the barrier, before the filter."""
+    with _as(filled, "health_subject", filled.user("person-1")) as connection:
+        connection.exec_driver_sql(
+            "create function pg_temp.peek(seen integer) returns boolean language plpgsql cost 0.0000001 as $$ "
+            "begin perform set_config('peek.seen', current_setting('peek.seen', true) || ' ' || seen, true); "
+            "return true; end $$"
+        )
+        seen = {}
+        for view in ("connection_status", "source_spans", "latest_metrics"):
+            connection.exec_driver_sql("select set_config('peek.seen', '', true)")
+            connection.exec_driver_sql(f"select * from health.{view} where pg_temp.peek(user_id)")
+            seen[view] = set(
+                connection.exec_driver_sql("select current_setting('peek.seen')").scalar_one().split()
+            )
+
+    own = {str(filled.user("person-1"))}
+    assert seen == {"connection_status": own, "source_spans": own, "latest_metrics": own}
+
+
+def test_place_in_the_cohort_is_known_without_the_cohort(filled: Lab) -> None:
+    """A subject's percentile is the analyst's: it is made of people whose values the subject may not read."""
+    person = filled.user("person-1")
+    for handle in ("extra-1", "extra-2"):
+        user = filled.user(handle)
+        filled.execute(
+            "insert into ops.subjects (subject_id, user_id) values (gen_random_uuid(), :user)", user=user
+        )
+    filled.execute(
+        "insert into health.daily_metrics (user_id, local_date, metric_type, metric_value, metric_unit, source, "
+        "sources_seen, sample_count, coverage) select user_id, date '2026-03-01', 'vascular_age', 30 + user_id, 'a', "
+        "'oura', array['oura'], 1, 1 from ops.subjects"
+    )
+    query = sa.text(
+        "select cohort_size, cohort_percentile from health.health_summary "
+        f"where metric_type = 'vascular_age' and user_id = {person}"
+    )
+
+    with _as(filled, "health_analyst") as connection:
+        of_analyst = connection.execute(query).all()
+    with _as(filled, "health_subject", person) as connection:
+        assert connection.execute(query).all() == of_analyst
+        assert (
+            connection.execute(
+                sa.text("select count(distinct user_id) from health.health_summary")
+            ).scalar_one()
+            == 1
+        )
+    ((size, percentile),) = of_analyst
+    assert size == 6
+    assert percentile == pytest.approx(100 / 6 * (_rank_of(filled, person) + 0.5))
+
+
+def _rank_of(lab: Lab, user_id: int) -> int:
+    return int(lab.one("select count(*) from ops.subjects where user_id < :user", user=user_id)["count"])
+
+
+def kinds_of(lab: Lab) -> dict[str, str]:
+    """pg_class.relkind of what is in `health`."""
+    rows = lab.rows(
+        "select format('%I.%I', 'health', relname) as name, relkind::text as kind from pg_class "
+        "where relnamespace = 'health'::regnamespace"
+    )
+    return {row["name"]: row["kind"] for row in rows}
 
 
 def relations(lab: Lab) -> dict[str, set[int]]:

@@ -5,7 +5,10 @@
     unique_key=['user_id', 'recorded_at', 'source', 'reading_type', 'source_device'],
     scope='int_glucose_readings_pending',
     scope_columns=['user_id', 'source', 'source_record_id'],
-    indexes=[{'columns': ['source_record_id'], 'where': 'source_record_id is not null'}]
+    indexes=[
+        {'columns': ['source_record_id'], 'where': 'source_record_id is not null'},
+        {'columns': ['user_id', 'local_date']},
+    ]
 ) }}
 
 -- depends_on: {{ ref('int_glucose_readings_pending') }}

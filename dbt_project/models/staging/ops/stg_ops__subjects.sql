@@ -1,0 +1,4 @@
+select
+    subject_id,
+    user_id
+from {{ source('ops', 'subjects') }}
