@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs. Everything is installed into .venv, nothing globally.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format lock clean
+.PHONY: help install demo up test lint format docs lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,12 @@ format: install  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+docs: install  ## Pages of metrics and tables into docs/, dbt's site of the whole project into docs/site/
+	@$(BIN)/python -m health_pipeline.runtime.catalogue_docs
+	@$(BIN)/health-pipeline dbt --quiet docs generate --static
+	@mkdir -p docs/site && cp dbt_project/target/static_index.html docs/site/index.html
+	@echo "docs/metrics.md docs/data-model.md docs/site/index.html"
+
 lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
@@ -58,5 +64,5 @@ lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
 
 clean:  ## Remove .venv, the embedded database and everything else that was made here
 	@test ! -x $(BIN)/health-pipeline || $(BIN)/health-pipeline destroy --yes
-	rm -rf $(VENV) $(HEALTH_PIPELINE_HOME) dbt_project/target dbt_project/logs logs \
+	rm -rf $(VENV) $(HEALTH_PIPELINE_HOME) dbt_project/target dbt_project/logs logs docs/site \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
