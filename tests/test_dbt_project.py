@@ -34,6 +34,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
                 "int_*_workouts",
                 "int_fhir_documents",
                 "int_fhir_medications",
+                "int_withings_sleeps",
             ),
             "one provider's records in the shape of a canonical table; compared row by row with "
             "tests/canonical/golden, and with a unit test where there is a rule to get wrong",
