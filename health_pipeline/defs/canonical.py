@@ -81,7 +81,9 @@ def _ensure_views(context: dg.AssetExecutionContext, dbt: DbtCliResource, views:
     if views.are_current():
         return
     context.log.info("the dbt project has changed: its views are made anew")
-    dbt.cli(["run"], target_path=target).wait()
+    # With the seeds, which views of a new warehouse read.
+    without_tests = ["--exclude-resource-type", "test", "--exclude-resource-type", "unit_test"]
+    dbt.cli(["build", *without_tests], target_path=target).wait()
     views.note()
     manifest = orjson.loads(MANIFEST.read_bytes())
     for unique_id, node in manifest["nodes"].items():
