@@ -67,19 +67,63 @@ def up(port: int | None) -> None:
 
 
 @main.command()
-@click.option("--days", default=90, show_default=True, help="Days of history to fetch.")
-def demo(days: int) -> None:
+@click.option(
+    "--all-providers", is_flag=True, help="Connect everybody to every provider, and compare every value."
+)
+@click.option("--days", type=int, help="Days of history to fetch; 90, or 30 of all providers.")
+def demo(all_providers: bool, days: int | None) -> None:
     """The whole way on synthetic people: fetch, upload, load, score, forecast; then check the numbers."""
-    from health_pipeline.runtime.demo import run_demo
+    from health_pipeline.runtime import demo as demos
 
     settings, warehouse = _open()
     with _status_line("demo") as say:
-        report = run_demo(settings, warehouse, say, days=days)
-    _show_demo(report)
-    if report.problems:
-        for problem in report.problems[:20]:
+        if all_providers:
+            whole = demos.run_all_providers(settings, warehouse, say, days=days or demos.ALL_PROVIDERS_DAYS)
+            problems = whole.problems
+        else:
+            report = demos.run_demo(settings, warehouse, say, days=days or demos.BACKFILL_DAYS)
+            problems = report.problems
+    if all_providers:
+        _show_all_providers(whole)
+    else:
+        _show_demo(report)
+    if problems:
+        for problem in problems[:20]:
             _say(f"wrong: {problem}")
-        raise click.ClickException(f"{len(report.problems)} things are not as they should be")
+        raise click.ClickException(f"{len(problems)} things are not as they should be")
+
+
+def _show_all_providers(report: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    counts = Table(
+        "provider", "metric", "rows", "person-days", "people", title="In the warehouse", title_justify="left"
+    )
+    compared = Table(
+        "provider", "compared", "equal", "missing at the edge", "wrong", "without a truth",
+        title="Daily values, against what people did", title_justify="left",
+    )  # fmt: skip
+    for table in (counts, compared):
+        for column in table.columns[1:]:
+            column.justify = "right"
+    counts.columns[1].justify = "left"
+    before = None
+    for (provider, metric), numbers in report.counts.items():
+        counts.add_row("" if provider == before else provider, metric, *(f"{number:,}" for number in numbers))
+        before = provider
+    for one in report.comparisons:
+        numbers = (one.compared, one.equal, len(one.missing), len(one.wrong), one.untold)
+        compared.add_row(one.provider, *(f"{number:,}" for number in numbers))
+    console.print(counts)
+    for line in report.skipped:
+        console.print(line, markup=False, highlight=False)
+    console.print(compared)
+    for one in report.comparisons:
+        for difference in one.missing:
+            console.print(f"at the edge: {difference.words()}", markup=False, highlight=False)
+    console.print(f"{report.seconds:.0f} s. See it in the Dagster UI:  [bold]make up[/bold]")
 
 
 def _show_demo(report: Any) -> None:

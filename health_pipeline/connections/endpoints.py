@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from health_pipeline.providers.base import Credentials, OAuth, Provider
+from health_pipeline.providers.base import Budget, Credentials, OAuth, Provider
 from health_pipeline.providers.registry import get
 from health_pipeline.settings import Settings
 
@@ -29,7 +29,8 @@ class Endpoint:
     """How to reach a provider. `environment` is `live` or `sandbox`; tokens of one are not for the other.
 
     `oauth` is None for a provider whose consent is not OAuth. `regions` are the base URLs of its regional
-    hosts; in the sandbox they are paths below the provider's.
+    hosts; in the sandbox they are paths below the provider's. `budgets` are the request limits known in advance:
+    the vendor's, and none of the sandbox, which says itself when one is used up.
     """
 
     environment: str
@@ -38,6 +39,7 @@ class Endpoint:
     client_id: str
     client_secret: SecretStr
     regions: Mapping[str, str] = field(default_factory=dict)
+    budgets: tuple[Budget, ...] = ()
 
     def authorizer(self, provider: Provider) -> Callable[[str], Mapping[str, str]] | None:
         """What turns an access token into the headers of a request; None for a bearer token."""
@@ -87,11 +89,11 @@ def _live(provider: Provider, settings: Settings, client_id: str, client_secret:
             f"{provider.title} has a server for each organisation: set {prefix}_BASE_URL to yours"
         )
     if own is not None or provider.base_url is None:
-        return Endpoint("live", own or "", provider.oauth, client_id, client_secret)
+        return Endpoint("live", own or "", provider.oauth, client_id, client_secret, budgets=provider.budgets)
     base_url, oauth = _in_region(
         provider, provider.base_url, settings.region(provider.name), f"{prefix}_REGION"
     )
-    return Endpoint("live", base_url, oauth, client_id, client_secret, provider.regions)
+    return Endpoint("live", base_url, oauth, client_id, client_secret, provider.regions, provider.budgets)
 
 
 def _sandbox(provider: Provider, sandbox_url: str) -> Endpoint:

@@ -214,6 +214,7 @@ def fetch(
     accounts_to_ask = [account for account in accounts if askings[account.account_id]]
     progress = _Progress(warehouse.engine, job, report.windows_skipped, total, on_progress)
     limiter = RateLimiter(*(budget for budget in provider.budgets if budget.per == "application"))
+    limiter = RateLimiter(*(budget for budget in endpoint.budgets if budget.per == "application"))
     breaker = CircuitBreaker()
     stop = threading.Event()
     max_wait = _MAX_BACKFILL_WAIT_SECONDS if job is not None and job.kind == "backfill" else _MAX_WAIT_SECONDS
@@ -344,7 +345,7 @@ def _client(
         interpret=provider.interpret,
         provider_user_id=account.provider_user_id,
         limiter=limiter,
-        own_limiter=RateLimiter(*(budget for budget in provider.budgets if budget.per == "account")),
+        own_limiter=RateLimiter(*(budget for budget in endpoint.budgets if budget.per == "account")),
         breaker=breaker,
         max_wait=max_wait,
         sleep=lambda seconds: _pause(stop, seconds),

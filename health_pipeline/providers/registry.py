@@ -39,6 +39,15 @@ def get(name: str) -> Provider:
         raise KeyError(f"there is no provider {name!r}; there are {', '.join(all_providers())}") from None
 
 
+def connectable() -> list[Provider]:
+    """The providers that a person can connect today: those that are fetched and not shut down."""
+    return [
+        provider
+        for provider in all_providers().values()
+        if provider.door == "fetch" and provider.successor is None
+    ]
+
+
 def recognise(head: bytes) -> Provider:
     """The provider that is surest that a file which starts with these bytes (up to 64 KiB) is its own.
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from health_pipeline.connections.accounts import save_connection
-from health_pipeline.connections.endpoints import endpoint_of
-from health_pipeline.connections.oauth import connect_with_hint
+from health_pipeline.connections.connect import connect_sandbox_person
+from health_pipeline.connections.oauth import ConsentError
 from health_pipeline.connections.users import ensure_user, require_user
 from health_pipeline.connections.vault import open_vault
 from health_pipeline.ingestion.upload import upload
 from health_pipeline.providers.base import Provider, Window
-from health_pipeline.providers.http import ApiClient
-from health_pipeline.providers.registry import get
+from health_pipeline.providers.registry import connectable, get
 from health_pipeline.raw.store import open_store
+from health_pipeline.runtime.comparison import Comparison, compare_with_truth
 from health_pipeline.runtime.processes import ProcessGroup, interruptible
 from health_pipeline.runtime.run_job import run_job
 from health_pipeline.runtime.servers import start_sandbox
@@ -27,6 +25,7 @@ from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 
 BACKFILL_DAYS = 90
+ALL_PROVIDERS_DAYS = 30
 CGM_DAYS = 14
 Say = Callable[[str], None]
 
@@ -38,6 +37,20 @@ class DemoReport:
     counts: dict[str, int] = field(default_factory=dict)
     recovery: list[tuple[str, dt.date, float, str]] = field(default_factory=list)
     forecasts: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class AllProvidersReport:
+    """`counts` are rows, person-days and people of each provider's metrics, by (provider, metric).
+
+    `skipped` says who could not be connected to what, and why; `problems` as in DemoReport.
+    """
+
+    counts: dict[tuple[str, str], tuple[int, int, int]] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -55,7 +68,7 @@ def run_demo(settings: Settings, warehouse: Warehouse, say: Say, *, days: int = 
         sandbox = start_sandbox(group, now=midnight.isoformat())
         settings = settings.model_copy(update={"sandbox_url": sandbox})
         say(f"sandbox answers at {sandbox}")
-        handles = connect_people(settings, warehouse, get("oura"), sandbox)
+        handles, _ = connect_people(settings, warehouse, get("oura"), sandbox)
         say(f"connected {', '.join(handles)} to Oura")
         _backfill(settings, warehouse, window, say, report)
         uploaded = _upload_glucose(settings, warehouse, window, say, report)
@@ -66,43 +79,94 @@ def run_demo(settings: Settings, warehouse: Warehouse, say: Say, *, days: int = 
     return report
 
 
-def connect_people(settings: Settings, warehouse: Warehouse, provider: Provider, sandbox: str) -> list[str]:
+def run_all_providers(
+    settings: Settings, warehouse: Warehouse, say: Say, *, days: int = ALL_PROVIDERS_DAYS
+) -> AllProvidersReport:
+    """Connect the sandbox's people to every provider, fetch the days in one run, and check every value of them.
+
+    The sandbox's clock stands at the last midnight UTC. The window ends the day before, because a provider
+    that keeps only the last hours has nothing of earlier days.
+    """
+    started = time.monotonic()
+    midnight = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    window = Window(midnight.date() - dt.timedelta(days=days), midnight.date() - dt.timedelta(days=1))
+    report = AllProvidersReport()
+    with interruptible(), ProcessGroup(settings.home_path / "logs") as group:
+        sandbox = start_sandbox(group, now=midnight.isoformat())
+        settings = settings.model_copy(update={"sandbox_url": sandbox})
+        say(f"sandbox answers at {sandbox}")
+        providers = connectable()
+        for provider in providers:
+            connected, refused = connect_people(settings, warehouse, provider, sandbox)
+            say(f"connected {', '.join(connected) or 'nobody'} to {provider.title}")
+            report.skipped += refused
+        say(f"daily_refresh, {window.start} to {window.end}, one run")
+        _run("daily_refresh", window, settings, warehouse, say, report.problems)
+        report.problems += _account_errors(warehouse)
+        report.counts = _count_metrics(warehouse)
+        say("comparing with what the people did")
+        report.comparisons = compare_with_truth(
+            warehouse, sandbox, [provider.name for provider in providers], window
+        )
+    for comparison in report.comparisons:
+        report.problems += [difference.words() for difference in comparison.wrong]
+        if not comparison.equal:
+            report.problems.append(f"{comparison.provider}: not one value came through")
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def connect_people(
+    settings: Settings, warehouse: Warehouse, provider: Provider, sandbox: str
+) -> tuple[list[str], list[str]]:
+    """Connect everybody in the sandbox. Returns who is connected, and of the others why they are not."""
     import httpx
 
-    endpoint = endpoint_of(provider, settings)
+    settings = settings.model_copy(update={"sandbox_url": sandbox})
     vault = open_vault(settings)
+    connected, refused = [], []
     people = httpx.get(f"{sandbox}/__people", timeout=30).raise_for_status().json()["people"]
     for person in people:
         with warehouse.engine.begin() as connection:
             user = ensure_user(connection, person["handle"], person["zone"])
-        tokens = connect_with_hint(endpoint, user.handle)
-        assert provider.identify is not None
-        with ApiClient(
-            provider.name,
-            endpoint.base_url,
-            lambda _force, t=tokens: t.access_token,  # type: ignore[misc]
-            provider_user_id=tokens.provider_user_id,
-        ) as client:
-            account = provider.identify(client)
-        save_connection(
-            warehouse.engine,
-            vault,
-            user_id=user.user_id,
-            provider=provider.name,
-            provider_user_id=account.provider_user_id,
-            environment=endpoint.environment,
-            tokens=tokens,
-            profile=account.profile,
-            consent_version="sandbox-1",
-        )
-    return [person["handle"] for person in people]
+        try:
+            connect_sandbox_person(settings, warehouse, vault, provider, user.handle)
+        except ConsentError as error:
+            refused.append(f"{provider.title} was not connected for {user.handle}: {error}")
+        else:
+            connected.append(user.handle)
+    return connected, refused
+
+
+def _account_errors(warehouse: Warehouse) -> list[str]:
+    """What each account's sync says went wrong."""
+    query = (
+        "select provider, handle, last_error from ops.provider_accounts inner join ops.users using (user_id) "
+        "where last_error is not null order by provider, handle"
+    )
+    with warehouse.engine.connect() as connection:
+        return [
+            f"{row.provider}, {row.handle}: {row.last_error}" for row in connection.execute(sa.text(query))
+        ]
+
+
+def _count_metrics(warehouse: Warehouse) -> dict[tuple[str, str], tuple[int, int, int]]:
+    query = (
+        "select source, metric_type, count(*), count(distinct (user_id, local_date)), count(distinct user_id) "
+        "from health.health_metrics group by source, metric_type order by source, metric_type"
+    )
+    with warehouse.engine.connect() as connection:
+        return {
+            (source, metric): (rows, days, people)
+            for source, metric, rows, days, people in connection.execute(sa.text(query))
+        }
 
 
 def _backfill(settings: Settings, warehouse: Warehouse, window: Window, say: Say, report: DemoReport) -> None:
     with warehouse.engine.begin() as connection:
         _set_goals(connection)
     say(f"daily_refresh, {window.start} to {window.end}, one run")
-    _run("daily_refresh", window, settings, warehouse, say, report)
+    _run("daily_refresh", window, settings, warehouse, say, report.problems)
 
 
 def _upload_glucose(
@@ -132,18 +196,18 @@ def _upload_glucose(
             f"uploaded {person['handle']}'s {taken.provider.title} file: {taken.parsed.records_loaded} readings"
         )
     say("file_upload, one run")
-    _run("file_upload", Window(today, today), settings, warehouse, say, report)
+    _run("file_upload", Window(today, today), settings, warehouse, say, report.problems)
     return readings
 
 
 def _run(
-    job: str, window: Window, settings: Settings, warehouse: Warehouse, say: Say, report: DemoReport
+    job: str, window: Window, settings: Settings, warehouse: Warehouse, say: Say, problems: list[str]
 ) -> None:
     outcome = run_job(job, window, settings, warehouse, on_progress=lambda line: say(f"  {line}"))
-    report.problems.extend(f"{job}: {failure}" for failure in outcome.failures)
-    report.problems.extend(f"{job}: the check {check} failed" for check in outcome.failed_checks)
+    problems.extend(f"{job}: {failure}" for failure in outcome.failures)
+    problems.extend(f"{job}: the check {check} failed" for check in outcome.failed_checks)
     if not outcome.success and not outcome.failures:
-        report.problems.append(f"{job} failed; see run {outcome.run_id} in the UI")
+        problems.append(f"{job} failed; see run {outcome.run_id} in the UI")
 
 
 def _set_goals(connection: sa.Connection) -> None:
@@ -208,23 +272,15 @@ def _read_results(warehouse: Warehouse, report: DemoReport) -> None:
         ]
 
 
-#: What the sandbox says a person did on a day, and the metric it must have become.
-_TRUTHS = (
-    ("steps_recorded", "steps"),
-    ("sleep_seconds", "sleep_duration"),
-    ("hrv", "heart_rate_variability"),
-    ("resting_heart_rate", "resting_heart_rate"),
-)
-
-
 def _verify(
     warehouse: Warehouse, sandbox: str, handles: list[str], window: Window, uploaded: int, report: DemoReport
 ) -> None:
     """Compare every day's values with what the sandbox's people really did, and count the rest."""
-    compared = sum(_compare_person(warehouse, sandbox, handle, window, report) for handle in handles)
-    report.counts["values equal to the truth"] = compared - len(report.problems)
-    if compared < len(handles) * len(_TRUTHS) * 30:
-        report.problems.append(f"only {compared} daily values came through")
+    (oura,) = compare_with_truth(warehouse, sandbox, ["oura"], window)
+    report.counts["values equal to the truth"] = oura.equal
+    report.problems.extend(difference.words() for difference in oura.wrong)
+    if not oura.equal:
+        report.problems.append("not one daily value came through")
     if report.counts["glucose readings"] < uploaded:
         report.problems.append(
             f"{uploaded} glucose readings were uploaded, {report.counts['glucose readings']} are in the warehouse"
@@ -235,50 +291,3 @@ def _verify(
         report.problems.append("somebody has no recovery score")
     if not report.forecasts:
         report.problems.append("there is no forecast")
-
-
-def _compare_person(
-    warehouse: Warehouse, sandbox: str, handle: str, window: Window, report: DemoReport
-) -> int:
-    """Compare a person's days with the truth; differences go to the report. Returns how many were compared."""
-    import httpx
-
-    span = {"start": str(window.start), "end": str(window.end)}
-    answer = httpx.get(f"{sandbox}/__truth/{handle}", params=span, timeout=120).raise_for_status()
-    with warehouse.engine.connect() as connection:
-        stored = {
-            (row.metric_type, row.local_date.isoformat()): row.metric_value
-            for row in connection.execute(
-                sa.text(
-                    "select metric_type, local_date, metric_value from health.daily_metrics "
-                    "inner join ops.users using (user_id) where handle = :handle and source = 'oura' "
-                    "and metric_type = any(:metrics)"
-                ),
-                {"handle": handle, "metrics": [metric for _, metric in _TRUTHS]},
-            )
-        }
-        two_nights = {
-            day.isoformat()
-            for day in connection.execute(
-                sa.text(
-                    "select local_date from health.sleep_sessions inner join ops.users using (user_id) "
-                    "where handle = :handle and is_main_sleep group by local_date having count(*) > 1"
-                ),
-                {"handle": handle},
-            ).scalars()
-        }
-    compared = 0
-    for date, days in itertools.groupby(answer.json()["days"], key=lambda day: day["date"]):
-        lived = list(days)
-        if date in two_nights or len(lived) > 1:
-            continue  # the date line gave the date two nights, or made it happen twice
-        for field_name, metric in _TRUTHS:
-            value = stored.get((metric, date))
-            if value is None:
-                continue
-            compared += 1
-            if abs(value - lived[0][field_name]) > 0.5:
-                report.problems.append(
-                    f"{handle}, {date}: {metric} is {value:g}, the person's was {lived[0][field_name]:g}"
-                )
-    return compared

@@ -208,6 +208,14 @@ def _books(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoard)
         ]
         return {"people": rows}
 
+    @router.get("/__accounts/{provider}/{handle}")
+    async def account(provider: str, handle: str) -> dict[str, Any]:
+        _person(sandbox, handle)
+        try:
+            return dict(_api(apis, provider).account(handle))
+        except LookupError as error:
+            raise HTTPException(404, str(error)) from error
+
     @router.get("/__files/{kind}/{handle}")
     async def file(kind: str, handle: str, start: dt.date, end: dt.date) -> Response:
         if kind not in FORMATS:

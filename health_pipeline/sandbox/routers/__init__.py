@@ -104,6 +104,14 @@ class ProviderApi(ABC):
         Only what the person's device saw and what the provider would have told by now.
         """
 
+    def account(self, handle: str) -> Mapping[str, str]:
+        """What a person signs in with, `user_name` and `password`, where that is the way to connect.
+
+        Raises:
+            LookupError: they have no account here.
+        """
+        return {}
+
     def webhooks(self, handle: str, day: dt.date, secret: str) -> list[WebhookCall]:
         """The calls that the vendor makes when a day's data is there, signed as the vendor signs."""
         raise LookupError(f"{self.name} calls nobody")

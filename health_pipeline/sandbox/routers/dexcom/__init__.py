@@ -108,6 +108,11 @@ class API(ProviderApi):
         now = {r["recordId"]: r for _, _, r in records.events(lived)}
         return [name for name, record in now.items() if before[name] != record]
 
+    def account(self, handle: str) -> Mapping[str, str]:
+        if self.sandbox.people[handle].cgm is None:
+            raise LookupError(f"{handle} wears no glucose sensor")
+        return {}
+
     def truth(self, handle: str, start: dt.date, end: dt.date) -> list[TrueValue]:
         days = self._records[handle].local_days(start, end, self.sandbox.now().timestamp())
         return [TrueValue("glucose", date, float(values.mean()), 1e-6) for date, values in days]

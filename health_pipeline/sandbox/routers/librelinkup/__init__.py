@@ -121,6 +121,12 @@ class API(ProviderApi):
     def revise(self, handle: str, day: dt.date, kind: Revision) -> list[str]:
         raise LookupError("what a sensor has said is never changed")
 
+    def account(self, handle: str) -> Mapping[str, str]:
+        person = self.sandbox.people[handle]
+        if person.cgm is None:
+            raise LookupError(f"{handle} wears no glucose sensor")
+        return {"user_name": person.email, "password": password_of(person)}
+
     def truth(self, handle: str, start: dt.date, end: dt.date) -> list[TrueValue]:
         person = self.sandbox.people[handle]
         if person.cgm is None:
