@@ -102,7 +102,7 @@ def _show_all_providers(report: Any) -> None:
         "provider", "metric", "rows", "person-days", "people", title="In the warehouse", title_justify="left"
     )
     compared = Table(
-        "provider", "compared", "equal", "missing at the edge", "wrong", "without a truth",
+        "provider", "compared", "equal", "cut at the edge", "wrong", "without a truth",
         title="Daily values, against what people did", title_justify="left",
     )  # fmt: skip
     for table in (counts, compared):
@@ -114,14 +114,14 @@ def _show_all_providers(report: Any) -> None:
         counts.add_row("" if provider == before else provider, metric, *(f"{number:,}" for number in numbers))
         before = provider
     for one in report.comparisons:
-        numbers = (one.compared, one.equal, len(one.missing), len(one.wrong), one.untold)
+        numbers = (one.compared, one.equal, len(one.cut), len(one.wrong), one.untold)
         compared.add_row(one.provider, *(f"{number:,}" for number in numbers))
     console.print(counts)
     for line in report.skipped:
         console.print(line, markup=False, highlight=False)
     console.print(compared)
     for one in report.comparisons:
-        for difference in one.missing:
+        for difference in one.cut:
             console.print(f"at the edge: {difference.words()}", markup=False, highlight=False)
     console.print(f"{report.seconds:.0f} s. See it in the Dagster UI:  [bold]make up[/bold]")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from health_pipeline.providers.base import Window
+from health_pipeline.providers.base import Provider, Window
 from health_pipeline.warehouse.connection import Warehouse
 
 #: Of sums of a day's many rows, by which their order may change them.
@@ -34,22 +34,24 @@ class Difference:
 
 @dataclass(slots=True)
 class Comparison:
-    """One provider's values of all its people. `missing` are those of the window's first and last day.
+    """One provider's values of all its people, of the days of `window`.
 
-    A provider's day may begin and end at other hours than ours, so that the window cuts it there. Within the
-    window a value that did not come, or that nobody lived, is as wrong as one that differs. `untold` are
-    daily values of metrics that the sandbox states no truth of.
+    A value that did not come, or that nobody lived, is as wrong as one that differs. On the window's first and
+    last day it is not, but `cut`: a night or a provider's day reaches over them, and only its part was asked
+    for. `untold` are daily values that the sandbox states no truth of: metrics it does not state, and days
+    at the edge that are not over.
     """
 
     provider: str
+    window: Window
     equal: int = 0
-    missing: list[Difference] = field(default_factory=list)
+    cut: list[Difference] = field(default_factory=list)
     wrong: list[Difference] = field(default_factory=list)
     untold: int = 0
 
     @property
     def compared(self) -> int:
-        return self.equal + len(self.missing) + len(self.wrong)
+        return self.equal + len(self.cut) + len(self.wrong)
 
 
 #: The daily value of each source alone, by the rule of `by_source` in models/marts/daily_metrics.sql.
@@ -91,10 +93,23 @@ _CONNECTED = sa.text(
 
 
 def compare_with_truth(
-    warehouse: Warehouse, sandbox: str, providers: Sequence[str], window: Window
+    warehouse: Warehouse, sandbox: str, providers: Sequence[Provider], window: Window
 ) -> list[Comparison]:
-    """Compare the daily values of every connected person with the sandbox's truth, provider by provider."""
-    return [_compare(warehouse, sandbox, provider, window) for provider in providers]
+    """Compare the daily values of every connected person with the sandbox's truth, provider by provider.
+
+    Of a provider that gives all it has, whatever days are asked for, all days up to the window's last are compared.
+    """
+    import httpx
+
+    since = dt.date.fromisoformat(
+        httpx.get(f"{sandbox}/healthz", timeout=30).raise_for_status().json()["since"]
+    )
+    found = []
+    for provider in providers:
+        rules = {entity.window for entity in provider.entities if entity.endpoint is not None}
+        first = since if rules == {"everything"} else window.start
+        found.append(_compare(warehouse, sandbox, provider.name, Window(first, window.end)))
+    return found
 
 
 def _compare(warehouse: Warehouse, sandbox: str, provider: str, window: Window) -> Comparison:
@@ -107,7 +122,7 @@ def _compare(warehouse: Warehouse, sandbox: str, provider: str, window: Window) 
             (row.handle, row.metric_type, row.local_date): row.value
             for row in connection.execute(_DAILY, {"provider": provider, **span})
         }
-    found = Comparison(provider)
+    found = Comparison(provider, window)
     told: set[tuple[str, str, dt.date]] = set()
     with httpx.Client(base_url=sandbox, timeout=120) as client:
         for handle in handles:
@@ -120,15 +135,16 @@ def _compare(warehouse: Warehouse, sandbox: str, provider: str, window: Window) 
                 value = stored.get(key)
                 if value is not None and _equal(value, true["value"], true["tolerance"]):
                     found.equal += 1
-                elif value is None and key[2] in (window.start, window.end):
-                    found.missing.append(Difference(provider, *key, true["value"], None))
                 else:
-                    found.wrong.append(Difference(provider, *key, true["value"], value))
+                    at_edge = key[2] in (window.start, window.end)
+                    (found.cut if at_edge else found.wrong).append(
+                        Difference(provider, *key, true["value"], value)
+                    )
     metrics = {metric for _, metric, _ in told}
-    for key in stored.keys() - told:
-        if key[1] not in metrics:
+    for key in sorted(stored.keys() - told):
+        if key[1] not in metrics or key[2] in (window.start, window.end):
             found.untold += 1
-        elif key[2] not in (window.start, window.end):
+        else:
             found.wrong.append(Difference(provider, *key, None, stored[key]))
     return found
 

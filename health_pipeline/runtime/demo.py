@@ -105,9 +105,7 @@ def run_all_providers(
         report.problems += _account_errors(warehouse)
         report.counts = _count_metrics(warehouse)
         say("comparing with what the people did")
-        report.comparisons = compare_with_truth(
-            warehouse, sandbox, [provider.name for provider in providers], window
-        )
+        report.comparisons = compare_with_truth(warehouse, sandbox, providers, window)
     for comparison in report.comparisons:
         report.problems += [difference.words() for difference in comparison.wrong]
         if not comparison.equal:
@@ -276,7 +274,7 @@ def _verify(
     warehouse: Warehouse, sandbox: str, handles: list[str], window: Window, uploaded: int, report: DemoReport
 ) -> None:
     """Compare every day's values with what the sandbox's people really did, and count the rest."""
-    (oura,) = compare_with_truth(warehouse, sandbox, ["oura"], window)
+    (oura,) = compare_with_truth(warehouse, sandbox, [get("oura")], window)
     report.counts["values equal to the truth"] = oura.equal
     report.problems.extend(difference.words() for difference in oura.wrong)
     if not oura.equal:

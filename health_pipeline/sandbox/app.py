@@ -92,6 +92,7 @@ def create_app(
         app.include_router(api.router(), prefix=f"/{api.name}")
     app.include_router(_switches(sandbox, apis, board))
     app.include_router(_truths(sandbox, apis))
+    app.include_router(_accounts(sandbox, apis))
     app.include_router(_books(sandbox, apis, board))
     app.add_middleware(FaultMiddleware, board=board, apis=apis)
     return app
@@ -176,13 +177,33 @@ def _truths(sandbox: Sandbox, apis: Mapping[str, ProviderApi]) -> APIRouter:
     return router
 
 
+def _accounts(sandbox: Sandbox, apis: Mapping[str, ProviderApi]) -> APIRouter:
+    """What people would type themselves."""
+    router = APIRouter()
+
+    @router.get("/__accounts/{provider}/{handle}")
+    async def account(provider: str, handle: str) -> dict[str, Any]:
+        _person(sandbox, handle)
+        try:
+            return dict(_api(apis, provider).account(handle))
+        except LookupError as error:
+            raise HTTPException(404, str(error)) from error
+
+    return router
+
+
 def _books(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoard) -> APIRouter:
     """What can be read of the sandbox itself."""
     router = APIRouter()
 
     @router.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "now": sandbox.now().isoformat(), "providers": list(apis)}
+        return {
+            "status": "ok",
+            "now": sandbox.now().isoformat(),
+            "since": EPOCH.isoformat(),
+            "providers": list(apis),
+        }
 
     @router.get("/__stats")
     async def stats() -> dict[str, Any]:
@@ -207,14 +228,6 @@ def _books(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoard)
             for p in sandbox.people.values()
         ]
         return {"people": rows}
-
-    @router.get("/__accounts/{provider}/{handle}")
-    async def account(provider: str, handle: str) -> dict[str, Any]:
-        _person(sandbox, handle)
-        try:
-            return dict(_api(apis, provider).account(handle))
-        except LookupError as error:
-            raise HTTPException(404, str(error)) from error
 
     @router.get("/__files/{kind}/{handle}")
     async def file(kind: str, handle: str, start: dt.date, end: dt.date) -> Response:

@@ -155,10 +155,18 @@ def _refusal(fault: Fault, api: ProviderApi) -> Response:
     return JSONResponse(body, status_code=fault.status)
 
 
+def _records(document: Any) -> list[dict[str, Any]]:
+    """The objects of the outermost lists of a body; none where it holds no such list."""
+    if isinstance(document, list):
+        return [record for record in document if isinstance(record, dict)]
+    if not isinstance(document, dict):
+        return []
+    return [record for value in document.values() for record in _records(value)]
+
+
 def _drifted(content: bytes, fault: Fault) -> bytes:
     document = orjson.loads(content)
-    records = document.get("data", [document]) if isinstance(document, dict) else document
-    for record in records:
+    for record in _records(document) or [document]:
         for name in fault.drop:
             record.pop(name, None)
         for name in fault.retype:

@@ -198,7 +198,11 @@ class API(ProviderApi):
                     TrueValue("total_calories", day.date, active + _basal_kcal(life, day), 0),
                 ]
             night = self._night(handle, day)
-            if night is None or night.wake + SYNC_DELAY > now or today - day.date >= _SPAN_DAYS * _ONE_DAY:
+            if night is None or night.wake + SYNC_DELAY > now:
+                continue
+            values.append(TrueValue("skin_temperature", day.date, _skin(day), 0.001))
+            # Of sleeps the last nights are all there is; temperatures can be asked for by their dates.
+            if today - day.date >= _SPAN_DAYS * _ONE_DAY:
                 continue
             lowest = float(np.nanmin(night.heart_rate))
             values += [
@@ -207,7 +211,6 @@ class API(ProviderApi):
                 if value.metric_type != "resting_heart_rate"
             ]
             values.append(TrueValue("resting_heart_rate", day.date, lowest, 0))
-            values.append(TrueValue("skin_temperature", day.date, _skin(day), 0.001))
         return values
 
     # The days of a person

@@ -1,0 +1,82 @@
+"""Every provider that can be connected, from consent to canonical rows, held against what the people did.
+
+Here rather than with the end-to-end tests, for the dbt project that is parsed once.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import pytest
+from canonical_lab import Lab
+
+from health_pipeline.connections.connect import connect_sandbox_person
+from health_pipeline.connections.users import ensure_user
+from health_pipeline.connections.vault import open_vault
+from health_pipeline.ingestion.fetch import FetchReport, fetch
+from health_pipeline.providers.base import Provider, Window
+from health_pipeline.providers.registry import connectable
+from health_pipeline.runtime.comparison import Comparison, compare_with_truth
+from health_pipeline.sandbox.server import run_in_thread
+from health_pipeline.settings import Settings
+
+#: The sandbox's clock stands at the end of the last day compared: some providers keep the last hours only.
+NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+#: The days around those compared are fetched, too, so that none of these is cut.
+FETCHED = Window(dt.date(2026, 11, 16), dt.date(2026, 11, 21))
+COMPARED = Window(dt.date(2026, 11, 17), dt.date(2026, 11, 20))
+#: Both wear a glucose sensor; the one lives in UTC, the other five or six hours west of it.
+PEOPLE = {"ada": "Europe/London", "dana": "America/Chicago"}
+
+
+@dataclass
+class Pass:
+    """What one pass over all providers did."""
+
+    fetched: dict[str, FetchReport]
+    comparisons: dict[str, Comparison]
+    quarantined: list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def whole(lab_of_module: Lab, tmp_path_factory: pytest.TempPathFactory) -> Pass:
+    lab = lab_of_module
+    providers = connectable()
+    with run_in_thread(now=lambda: NOW) as sandbox:
+        settings = Settings(home=tmp_path_factory.mktemp("home"), sandbox_url=sandbox.url)
+        vault = open_vault(settings)
+        with lab.warehouse.engine.begin() as connection:
+            for handle, zone in PEOPLE.items():
+                ensure_user(connection, handle, zone)
+        import time as T; t0=T.time(); c0=T.process_time()
+        fetched = {}
+        for provider in providers:
+            for handle in PEOPLE:
+                connect_sandbox_person(settings, lab.warehouse, vault, provider, handle)
+            fetched[provider.name] = fetch(lab.warehouse, lab.store, vault, settings, provider, FETCHED)
+            print(provider.name, round(T.time()-t0,1), round(T.process_time()-c0,1))
+        lab.stage(*fetched)
+        print('stage', round(T.time()-t0,1), round(T.process_time()-c0,1))
+        lab.build()
+        print('build', round(T.time()-t0,1), round(T.process_time()-c0,1))
+        comparisons = compare_with_truth(lab.warehouse, sandbox.url, providers, COMPARED)
+        print('compare', round(T.time()-t0,1), round(T.process_time()-c0,1))
+    return Pass(
+        fetched,
+        {comparison.provider: comparison for comparison in comparisons},
+        lab.rows("select source, entity, reason, field, location from health.metric_quarantine"),
+    )
+
+
+@pytest.mark.parametrize("provider", connectable(), ids=lambda provider: provider.name)
+def test_daily_values_are_what_people_did(whole: Pass, provider: Provider) -> None:
+    report, comparison = whole.fetched[provider.name], whole.comparisons[provider.name]
+    assert [account.error for account in report.accounts] == [None] * len(PEOPLE)
+    assert [account.missing_entities for account in report.accounts] == [[]] * len(PEOPLE)
+    assert [difference.words() for difference in comparison.wrong + comparison.cut] == []
+    assert comparison.equal > 0
+
+
+def test_nothing_of_the_sandbox_is_in_quarantine(whole: Pass) -> None:
+    assert whole.quarantined == []
