@@ -49,19 +49,13 @@ def whole(lab_of_module: Lab, tmp_path_factory: pytest.TempPathFactory) -> Pass:
         with lab.warehouse.engine.begin() as connection:
             for handle, zone in PEOPLE.items():
                 ensure_user(connection, handle, zone)
-        import time as T; t0=T.time(); c0=T.process_time()
         fetched = {}
         for provider in providers:
             for handle in PEOPLE:
                 connect_sandbox_person(settings, lab.warehouse, vault, provider, handle)
             fetched[provider.name] = fetch(lab.warehouse, lab.store, vault, settings, provider, FETCHED)
-            print(provider.name, round(T.time()-t0,1), round(T.process_time()-c0,1))
-        lab.stage(*fetched)
-        print('stage', round(T.time()-t0,1), round(T.process_time()-c0,1))
-        lab.build()
-        print('build', round(T.time()-t0,1), round(T.process_time()-c0,1))
+        lab.run(*fetched)
         comparisons = compare_with_truth(lab.warehouse, sandbox.url, providers, COMPARED)
-        print('compare', round(T.time()-t0,1), round(T.process_time()-c0,1))
     return Pass(
         fetched,
         {comparison.provider: comparison for comparison in comparisons},
