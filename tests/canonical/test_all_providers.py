@@ -74,3 +74,26 @@ def test_daily_values_are_what_people_did(whole: Pass, provider: Provider) -> No
 
 def test_nothing_of_the_sandbox_is_in_quarantine(whole: Pass) -> None:
     assert whole.quarantined == []
+
+
+def test_the_comparison_sees_what_is_wrong_missing_and_too_much(whole: Pass, lab_of_module: Lab) -> None:
+    lab = lab_of_module
+    day = dt.date(2026, 11, 18)
+    of = "source = 'oura' and user_id = :user and local_date = :day and metric_type ="
+    ada = lab.one("select user_id from ops.users where handle = 'ada'")["user_id"]
+    for statement in (
+        f"update health.health_metrics set metric_value = metric_value + 1 where {of} 'sleep_duration'",
+        f"delete from health.health_metrics where {of} 'steps'",
+        "update health.health_metrics set local_date = local_date - 1 where metric_type = 'deep_sleep' "
+        "and source = 'oura' and user_id = :user and local_date = :day",
+    ):
+        lab.execute(statement, user=ada, day=day)
+    with run_in_thread(now=lambda: NOW) as sandbox:
+        provider = next(provider for provider in connectable() if provider.name == "oura")
+        (comparison,) = compare_with_truth(lab.warehouse, sandbox.url, [provider], COMPARED)
+    found = {(wrong.metric_type, wrong.stored is None) for wrong in comparison.wrong}
+    assert found == {("sleep_duration", False), ("steps", True), ("deep_sleep", True)}
+    # The night that moved is on a day at the edge, where it is told apart.
+    assert {cut.metric_type for cut in comparison.cut} == {"deep_sleep"}
+    assert comparison.equal == whole.comparisons["oura"].equal - len(comparison.wrong) - len(comparison.cut)
+    assert "ada, 2026-11-18: steps is missing, it was" in " ".join(one.words() for one in comparison.wrong)
