@@ -312,6 +312,37 @@ def goal_set(metric: str, target: float, handle: str, by: dt.datetime | None) ->
     click.echo(set_goal(warehouse, handle, metric, target, by.date() if by else None))
 
 
+@main.group()
+def source() -> None:
+    """Whose word counts where several devices have the same day."""
+
+
+@source.command("prefer")
+@click.argument("sources", nargs=-1)
+@click.option("--user", "handle", required=True, help="Whose days.")
+@click.option("--metric", default="*", help="For this metric alone; all, if none is named.")
+def source_prefer(sources: tuple[str, ...], handle: str, metric: str) -> None:
+    """Rank a user's sources, best first; none named: the house's ranks (seed source_priorities) count again."""
+    from health_pipeline.runtime.preferences import prefer
+
+    _, warehouse = _open()
+    click.echo(prefer(warehouse, handle, sources, metric))
+
+
+@source.command("list")
+@click.option("--user", "handle", required=True, help="Whose ranks.")
+def source_list(handle: str) -> None:
+    """Show a user's own ranks."""
+    from health_pipeline.runtime.preferences import preferences
+
+    _, warehouse = _open()
+    ranks = preferences(warehouse, handle)
+    for metric, sources in ranks:
+        click.echo(f"{'all metrics' if metric == '*' else metric}: {', then '.join(sources)}")
+    if not ranks:
+        click.echo(f"{handle} has chosen nothing: the house's ranks count (health.source_priorities)")
+
+
 @main.command()
 @click.option("--port", type=int, default=8900, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)

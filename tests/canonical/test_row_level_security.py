@@ -37,6 +37,33 @@ insert into ops.webhook_events (provider, provider_event_id, event_type) values 
 insert into ops.ingestion_jobs (kind, provider, user_id, status)
     select 'sync', 'oura', user_id, 'failed' from ops.users;
 """
+_SECURED = """
+select format('%I.%I', nspname, relname) as name
+from pg_class inner join pg_namespace on pg_namespace.oid = relnamespace
+where nspname = 'health' and relkind in ('r', 'p') and relrowsecurity and relforcerowsecurity
+"""
+_OF_TYPE = {
+    "text": "'x'",
+    "integer": "1",
+    "bigint": "1",
+    "double precision": "1",
+    "boolean": "true",
+    "date": "date '2026-03-01'",
+    "timestamp with time zone": "timestamptz '2026-03-01'",
+    "jsonb": "'{}'",
+}
+_TABLE_BREACHES = (
+    "alter table {} disable row level security",
+    "drop policy subject_reads_own on {}",
+    "alter policy subject_reads_own on {} using (true)",
+    "create policy careless on {} for select to health_subject using (true)",
+)
+_INVOKER_VIEWS = """
+select format('%I.%I', nspname, relname) as name
+from pg_class inner join pg_namespace on pg_namespace.oid = relnamespace
+inner join pg_attribute on attrelid = pg_class.oid and attname = 'user_id'
+where nspname = 'health' and relkind = 'v' and 'security_invoker=true' = any(reloptions)
+"""
 #: Permission denied; or, for some views, that Postgres could not write into it, whoever asks.
 _REFUSALS = {"r": {"42501"}, "p": {"42501"}, "v": {"42501", "55000", "42809"}}
 
@@ -51,6 +78,10 @@ def filled(lab_of_module: Lab) -> Lab:
     ensure_engine_tables(lab.warehouse)
     lab.execute(_FILL_ENGINE)
     lab.execute(_FILL_OPERATIONS)
+    for name, users in relations(lab).items():
+        person = {lab.user("person-1")}
+        if kinds_of(lab)[name] in "rp" and not _is_partition(lab, name) and not person < users:
+            _fill(lab, name)
     return lab
 
 
@@ -65,6 +96,54 @@ def test_person_sees_own_rows_alone(filled: Lab) -> None:
 
     assert seen == {name: users & {person} for name, users in tables.items()}
     assert {person} in seen.values()
+
+
+def test_the_reading_test_goes_red_for_every_policy(filled: Lab) -> None:
+    """One by one: row-level security off, the person's policy dropped, opened, or another beside it; a view that
+    reads as its owner. What a person sees must then differ from what they should, on every relation."""
+    person = filled.user("person-1")
+    tables, kinds = relations(filled), kinds_of(filled)
+    secured = {row["name"] for row in filled.rows(_SECURED)}
+    assert secured == {name for name in tables if kinds[name] in "rp"}
+    # As its owner, health_summary would still read latest_metrics, which restricts the rows by itself.
+    views = {row["name"] for row in filled.rows(_INVOKER_VIEWS)} - {"health.health_summary"}
+    assert views
+    breaches = [
+        *((name, breach.format(name)) for name in sorted(secured) for breach in _TABLE_BREACHES),
+        *((name, f"alter view {name} set (security_invoker = false)") for name in sorted(views)),
+    ]
+    with filled.warehouse.engine.connect() as connection:
+        unseen = [
+            breach
+            for name, breach in breaches
+            if _seen_after(connection, breach, name, person) == tables[name] & {person}
+        ]
+    assert unseen == []
+
+
+def test_a_new_relation_is_closed_until_it_is_secured(filled: Lab) -> None:
+    """Whatever somebody adds to `health`: no reader sees it before ops.secure_table, and then own rows alone."""
+    person, other = filled.user("person-1"), filled.user("person-2")
+    with filled.warehouse.engine.connect() as connection:
+        connection.exec_driver_sql(
+            "create table health.added (user_id integer, seen_at timestamptz not null) partition by range (seen_at)"
+        )
+        connection.exec_driver_sql("create table health.added_2026 partition of health.added default")
+        connection.exec_driver_sql(
+            f"insert into health.added select id, now() from unnest(array[{person}, {other}]) as id"
+        )
+        for role in ("health_subject", "health_analyst"):
+            _become(connection, role, person)
+            assert _refusal_kept(connection, "select * from health.added") == "42501"
+            connection.exec_driver_sql("reset role")
+        for name in ("health.added", "health.added_2026"):
+            connection.execute(sa.text("select ops.secure_table(:name)"), {"name": name})
+        for role, seen in (("health_subject", {person}), ("health_analyst", {person, other})):
+            _become(connection, role, person)
+            assert _users(connection, "health.added") == seen
+            assert _users(connection, "health.added_2026") == seen
+            connection.exec_driver_sql("reset role")
+        connection.rollback()
 
 
 def test_person_without_a_name_sees_nothing(filled: Lab) -> None:
@@ -233,6 +312,25 @@ def test_place_in_the_cohort_is_known_without_the_cohort(filled: Lab) -> None:
     assert percentile == pytest.approx(100 / 6 * (_rank_of(filled, person) + 0.5))
 
 
+def _fill(lab: Lab, relation: str) -> None:
+    """A row a person into a table where the history left somebody out, of what it must have."""
+    columns = lab.rows(
+        "select attname as name, atttypid::regtype::text as type from pg_attribute "
+        "where attrelid = cast(:name as regclass) and attnum > 0 and attnotnull and attname <> 'user_id'",
+        name=relation,
+    )
+    names = ", ".join(column["name"] for column in columns)
+    values = ", ".join(_OF_TYPE[column["type"]] for column in columns)
+    lab.execute(
+        f"insert into {relation} (user_id, {names}) select user_id, {values} from ops.users on conflict do nothing"
+    )
+
+
+def _is_partition(lab: Lab, relation: str) -> bool:
+    query = "select relispartition from pg_class where oid = cast(:name as regclass)"
+    return bool(lab.one(query, name=relation)["relispartition"])
+
+
 def _rank_of(lab: Lab, user_id: int) -> int:
     return int(lab.one("select count(*) from ops.subjects where user_id < :user", user=user_id)["count"])
 
@@ -271,6 +369,30 @@ def _as(lab: Lab, role: str, user_id: int | None = None) -> Iterator[sa.Connecti
         connection.execute(sa.text(f"set local role {role}"))
         yield connection
         connection.rollback()
+
+
+def _become(connection: sa.Connection, role: str, user_id: int) -> None:
+    seal = "select set_config('health.user_id', ops.seal_subject(:id), true)"
+    connection.execute(sa.text(seal), {"id": user_id})
+    connection.execute(sa.text(f"set local role {role}"))
+
+
+def _seen_after(connection: sa.Connection, breach: str, relation: str, user_id: int) -> set[int]:
+    """Whose rows a person sees once a statement was done, which is then undone."""
+    with connection.begin_nested() as undone:
+        connection.exec_driver_sql(breach)
+        _become(connection, "health_subject", user_id)
+        seen = _users(connection, relation)
+        undone.rollback()
+    return seen
+
+
+def _refusal_kept(connection: sa.Connection, statement: str) -> Any:
+    """As _refusal, and the transaction goes on."""
+    with connection.begin_nested() as attempt:
+        refused = _refusal(connection, statement)
+        attempt.rollback()
+    return refused
 
 
 def _users(connection: sa.Connection, relation: str) -> set[int]:

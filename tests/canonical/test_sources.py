@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pytest
 from canonical_lab import Lab
 
+from health_pipeline.runtime.preferences import prefer, preferences
+
 UTC = dt.UTC
 DAY = dt.date(2026, 3, 2)
 MIDNIGHT = dt.datetime(2026, 3, 2, tzinfo=UTC)
@@ -195,7 +197,9 @@ def test_a_choice_makes_the_days_anew_that_had_one(built: Lab) -> None:
         users=users,
     )
     assert [row["metric_value"] for row in built.rows(values, users=users)] == [9000, 9000, 9000]
-    built.execute("insert into ops.source_priorities values (:user, 'steps', 'libreview', 1)", user=user)
+    handle = built.one("select handle from ops.users where user_id = :user", user=user)["handle"]
+    assert "libreview, then any other" in prefer(built.warehouse, handle, ["libreview"], "steps")
+    assert preferences(built.warehouse, handle) == [("steps", ["libreview"])]
     build(built)
     assert {row["user_id"]: row["metric_value"] for row in built.rows(values, users=users)} == {
         user: 8000,
@@ -207,6 +211,25 @@ def test_a_choice_makes_the_days_anew_that_had_one(built: Lab) -> None:
         users=users,
     )
     assert {row["user_id"] for row in after if row not in before} == {user}
-    built.execute("delete from ops.source_priorities")
+    prefer(built.warehouse, handle, [], "steps")
+    assert preferences(built.warehouse, handle) == []
     build(built)
     assert [row["metric_value"] for row in built.rows(values, users=users)] == [9000, 9000, 9000]
+
+
+@pytest.mark.parametrize(
+    ("sources", "metric", "said"),
+    [
+        (["fitbits"], "steps", "no source 'fitbits'; there are .*oura"),
+        (["oura"], "step", "no metric 'step'; there are .*steps"),
+        (["oura", "oura"], "steps", "named twice"),
+    ],
+)
+def test_preference_that_means_nothing_is_refused(
+    built: Lab, sources: list[str], metric: str, said: str
+) -> None:
+    built.user("prefers")
+    prefer(built.warehouse, "prefers", ["whoop"], metric="steps")
+    with pytest.raises(ValueError, match=said):
+        prefer(built.warehouse, "prefers", sources, metric)
+    assert preferences(built.warehouse, "prefers") == [("steps", ["whoop"])]
