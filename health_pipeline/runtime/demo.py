@@ -163,8 +163,8 @@ def _count_metrics(warehouse: Warehouse) -> dict[tuple[str, str], tuple[int, int
 def _backfill(settings: Settings, warehouse: Warehouse, window: Window, say: Say, report: DemoReport) -> None:
     with warehouse.engine.begin() as connection:
         _set_goals(connection)
-    say(f"daily_refresh, {window.start} to {window.end}, one run")
-    _run("daily_refresh", window, settings, warehouse, say, report.problems)
+    say(f"sync_oura, {window.start} to {window.end}, one run")
+    _run("sync_oura", window, settings, warehouse, say, report.problems)
 
 
 def _upload_glucose(
