@@ -118,15 +118,13 @@ def test_reconcile_looks_for_gaps_up_to_yesterday(
     settings: Settings, warehouse: Warehouse, vault: Vault, endpoint: Endpoint
 ) -> None:
     at = dt.datetime(2026, 3, 10, 2, 30, tzinfo=dt.UTC)
-    schedule = defs.resolve_schedule_def("reconcile_schedule")
     assert tick("reconcile_schedule", at).skip_message == "no account is connected"
     connect(warehouse, vault, endpoint, "ada")
     (request,) = tick("reconcile_schedule", at).run_requests or []
     assert request.partition_key == "2026-03-09"
-    config = defs.resolve_job_def(schedule.job_name).run_config
-    assert config is not None
-    assert config["ops"]["raw__oura"]["config"] == {"plan": "gaps"}
-    assert "raw__fitbit" not in config["ops"]
+    config = request.run_config["ops"]
+    assert config["raw__oura"]["config"] == {"plan": "gaps"}
+    assert "raw__fitbit" not in config
 
 
 def test_polling_costs_nothing_where_nobody_is_connected(
@@ -145,15 +143,15 @@ def test_polling_costs_nothing_where_nobody_is_connected(
     load_settings.cache_clear()
     (request,) = tick("poll_dexcom", at).run_requests or []
     assert request.partition_key == "2026-03-10"
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.local_temp() as instance:
         instance.add_run(dg.DagsterRun(job_name="sync_dexcom", status=dg.DagsterRunStatus.STARTED))
         assert "has not ended" in str(tick("poll_dexcom", at, instance).skip_message)
 
 
 def tick(name: str, at: dt.datetime, instance: dg.DagsterInstance | None = None) -> ScheduleExecutionData:
-    with dg.DagsterInstance.ephemeral() as ephemeral:
+    with dg.DagsterInstance.local_temp() as empty:
         context = dg.build_schedule_context(
-            instance=instance or ephemeral,
+            instance=instance or empty,
             scheduled_execution_time=at,
             repository_def=defs.get_repository_def(),
         )

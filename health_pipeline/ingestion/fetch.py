@@ -213,7 +213,6 @@ def fetch(
         jobs.set_plan(warehouse.engine, job.job_id, report.windows_skipped, total)
     accounts_to_ask = [account for account in accounts if askings[account.account_id]]
     progress = _Progress(warehouse.engine, job, report.windows_skipped, total, on_progress)
-    limiter = RateLimiter(*(budget for budget in provider.budgets if budget.per == "application"))
     limiter = RateLimiter(*(budget for budget in endpoint.budgets if budget.per == "application"))
     breaker = CircuitBreaker()
     stop = threading.Event()

@@ -80,7 +80,7 @@ def test_lost_tables_come_back(lab: Lab) -> None:
     lab.build()
     assert contents(lab) == whole
 
-    lab.execute("drop table health.sleep_sessions, health.daily_metrics")
+    lab.execute("drop table health.sleep_sessions, health.daily_metrics cascade")
     lab.build()
     assert contents(lab) == whole
 

@@ -25,7 +25,7 @@ def boxed(settings: Settings, sandbox: RunningSandbox, warehouse: Warehouse) -> 
 
 
 def consents(warehouse: Warehouse) -> list[tuple[str, str]]:
-    query = "select provider, event from ops.consent_ledger order by provider"
+    query = "select provider, event from ops.connector_consent_ledger order by provider"
     with warehouse.engine.connect() as connection:
         return [tuple(row) for row in connection.execute(sa.text(query))]
 

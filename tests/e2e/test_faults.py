@@ -113,8 +113,8 @@ def house(
 ) -> House:
     # A client sleeps as long as it must; here the clock goes on instead.
     clock = Clock()
-    patient = functools.partial(ApiClient, sleep=clock.sleep, clock=clock.time)
-    monkeypatch.setattr(fetch_module, "ApiClient", patient)
+    monkeypatch.setattr(fetch_module, "ApiClient", functools.partial(ApiClient, clock=clock.time))
+    monkeypatch.setattr(fetch_module, "_pause", lambda _, seconds: clock.sleep(seconds))
     monkeypatch.setattr(fetch_module, "RateLimiter", functools.partial(RateLimiter, clock=clock.time))
     settings = settings.model_copy(update={"sandbox_url": sandbox.url})
     found = House(warehouse, store, vault, settings, request.param)

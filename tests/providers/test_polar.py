@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +32,7 @@ NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 
 
 def parse(entity: str, body: Any) -> Parsed:
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     parsed = polar.parse(RawDocument(entity, content, RECEIVED_AT))
     for name, table in parsed.tables.items():
         assert table.schema == PROVIDER.entity(name).schema
