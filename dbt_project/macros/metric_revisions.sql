@@ -64,10 +64,15 @@ select
     target.{{ revised }},
     null
 from pg_temp.spoken_documents as documents
-inner join {{ relation }} as target
-    on target.source_record_id = documents.source_record_id
-    and target.user_id = documents.user_id
-    and target.source = documents.source
+-- A document's rows by the index, whatever the planner thinks of their number (offset 0): else it would rather
+-- read the whole table.
+cross join lateral (
+    select * from {{ relation }} as target
+    where target.source_record_id = documents.source_record_id
+        and target.user_id = documents.user_id
+        and target.source = documents.source
+    offset 0
+) as target
 inner join health._pending_objects as objects on objects.receipt = documents.first_receipt
 where not exists (select from pg_temp.batch as batch where {{ same_values(unique_key) }})
 on conflict do nothing;
