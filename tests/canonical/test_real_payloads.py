@@ -1,0 +1,198 @@
+"""Every real payload of the providers' APIs: raw, staged, canonical; each record loaded or refused with a reason.
+
+`pytest -rP tests/canonical/test_real_payloads.py` shows the counts. The payloads are not part of the repository.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from canonical_lab import Lab
+
+from health_pipeline.providers.registry import get
+from health_pipeline.raw.index import Delivery
+from health_pipeline.staging.tables import schema_name
+
+DATA = Path(os.environ.get("HEALTH_PIPELINE_SHARED", Path(__file__).parents[3] / "shared")) / "data"
+RECEIVED = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
+
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real payloads at {DATA}")
+
+#: Of providers whose files are not named by their entity.
+_OURA = {"daily_sp02": "daily_spo2", "heart_rate": "heartrate"}
+_POLAR = {
+    "body_temperature_data": "body_temperature",
+    "get_cardio_load_by_date_range": "cardio_load",
+    "get_continuous_heart_rate_samples_with_range": "continuous_heart_rate",
+    "list_exercises": "exercise",
+    "get_exercise_summary": "exercise",
+    "list_nightly_recharges": "nightly_recharge",
+    "sleep_skin_temperature_data": "skin_temperature",
+    "get_sleep": "sleep",
+    "get_available_sleep_times": "sleep",
+    "get_physical_info": "physical_info",
+    "list_activity_samples": "activity",
+    "get_activity_samples_for_given_date": "activity",
+}
+_GARMIN = {"epoch": "epochs", "stress": "stress_details"}
+_STRAVA = {
+    "activity.3": "activity",
+    "activity-manual.3": "activity",
+    "athlete.2": "athlete",
+    "athlete.3": "athlete",
+}
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A recorded answer."""
+
+    provider: str
+    entity: str
+    path: Path
+    context: tuple[tuple[str, str], ...] = ()
+
+    def content(self) -> bytes:
+        content = self.path.read_bytes()
+        if self.provider == "whoop":
+            return orjson.dumps(orjson.loads(content)["response"])
+        if self.provider == "withings" and content.startswith(b"["):
+            return orjson.dumps({"status": 0, "body": {"measuregrps": orjson.loads(content)}})
+        return content
+
+
+def _payloads() -> Iterator[Payload]:
+    def of(folder: str) -> list[Path]:
+        return sorted((DATA / folder).glob("*.json"))
+
+    entities = {entity.name for entity in get("oura").entities}
+    for path in of("oura_v2"):
+        entity = _OURA.get(path.stem, path.stem)
+        if entity in entities:
+            yield Payload("oura", entity, path)
+    for path in of("whoop_v2"):
+        yield Payload("whoop", path.stem.removeprefix("whoop-").removesuffix("-example"), path)
+    for path in (*of("withings"), *of("openmhealth_shimmer/withings")):
+        entity = next(
+            (
+                name
+                for name in ("measure", "activity", "sleep")
+                if name in path.stem.removeprefix("withings-")
+            ),
+            None,
+        )
+        if "activity" in path.stem:
+            entity = "activity"
+        if "sleep" in path.stem:
+            entity = "sleep"
+        if entity is not None:
+            detail = entity == "sleep" and "summary" not in path.stem
+            yield Payload("withings", entity, path, (("sleep_id", "1"),) if detail else ())
+    for path in of("strava"):
+        if path.stem in _STRAVA:
+            yield Payload("strava", _STRAVA[path.stem], path)
+    for path in of("polar_accesslink"):
+        if path.stem in _POLAR:
+            yield Payload("polar", _POLAR[path.stem], path)
+    for path in of("terra_webhooks"):
+        yield Payload("terra", path.stem, path)
+    for path in of("garmin_health_push"):
+        yield Payload("garmin", _GARMIN.get(path.stem, path.stem), path)
+    for path in of("dexcom_v3"):
+        yield Payload("dexcom", "egvs", path)
+    for path in of("cgm_librelinkup"):
+        yield Payload("librelinkup", path.stem.removesuffix("_response"), path)
+    for path in (*of("fhir_synthea_r4"), *of("fhir_uscore")):
+        yield Payload("fhir", "observation", path)
+
+
+@dataclass
+class Applied:
+    payloads: list[tuple[int, Payload]]
+    counts: dict[str, dict[str, Any]]
+    objects: dict[int, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def applied(lab_of_module: Lab) -> Applied:
+    lab = lab_of_module
+    user = lab.user("recorded", "Europe/Berlin")
+    payloads: list[tuple[int, Payload]] = []
+    for payload in _payloads():
+        known = {entity.name for entity in get(payload.provider).entities}
+        if payload.entity not in known:
+            continue  # an event, of which the receiver makes what it is
+        day = RECEIVED.date()
+        (raw_object_id,) = lab.receive(
+            Delivery(
+                *(payload.provider, payload.entity, user, "fetch", payload.content(), RECEIVED, day, day),
+                "application/json",
+                context=dict(payload.context),
+                time_zone="Europe/Berlin",
+            )
+        )
+        payloads.append((raw_object_id, payload))
+    providers = sorted({payload.provider for _, payload in payloads})
+    for name in providers:
+        lab.stage(name)
+    lab.build()
+    objects = {
+        row["raw_object_id"]: row
+        for name in providers
+        for row in lab.rows(f"select * from {schema_name(name)}.staged_objects")
+    }
+    counts = {
+        name: lab.one(
+            "select (select count(*) from health.health_metrics where source = :name) as metrics, "
+            "(select count(*) from health.glucose_readings where source = :name) as readings, "
+            "(select count(*) from health.sleep_sessions where source = :name) as sleeps, "
+            "(select count(*) from health.workouts where source = :name) as workouts, "
+            "(select count(*) from health.medications where source = :name) as medications, "
+            "(select count(*) from health.documents where source = :name) as documents, "
+            "(select count(*) from health.metric_quarantine where source = :name) as refused",
+            name=name,
+        )
+        for name in providers
+    }
+    return Applied(payloads, counts, objects)
+
+
+def test_each_record_is_loaded_skipped_or_refused_with_a_reason(applied: Applied) -> None:
+    assert len(applied.payloads) > 50
+    print(f"{'payload':75} {'entity':24} {'in':>6} {'loaded':>6} {'skipped':>7} {'refused':>7}")
+    unaccounted = []
+    for raw_object_id, payload in applied.payloads:
+        staged = applied.objects[raw_object_id]
+        skipped = sum(staged["records_skipped"].values())
+        counts = (staged["records_in"], staged["records_loaded"], skipped, staged["records_quarantined"])
+        name = f"{payload.path.parent.name}/{payload.path.name}"
+        print(f"{name:75} {payload.provider + '.' + payload.entity:24} {' '.join(f'{n:6}' for n in counts)}")
+        if counts[0] == 0 or counts[0] > sum(counts[1:]):
+            unaccounted.append((name, counts))
+    assert unaccounted == []
+
+
+def test_what_is_loaded_is_in_the_canonical_tables(applied: Applied) -> None:
+    empty = []
+    for name, counts in applied.counts.items():
+        print(f"{name:14} " + " ".join(f"{count:6} {label}" for label, count in counts.items() if count))
+        if not any(count for label, count in counts.items() if label != "refused"):
+            empty.append(name)
+    assert empty == []
+
+
+def test_every_refusal_has_its_reason_and_its_place(applied: Applied, lab_of_module: Lab) -> None:
+    refused = lab_of_module.rows(
+        "select source, entity, reason, field, location, count(*) from health.metric_quarantine "
+        "group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5"
+    )
+    for row in refused:
+        print(*row.values())
+    assert [row for row in refused if not row["reason"] or not row["location"]] == []
