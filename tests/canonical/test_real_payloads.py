@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,49 +68,35 @@ class Payload:
         return content
 
 
-def _payloads() -> Iterator[Payload]:
-    def of(folder: str) -> list[Path]:
-        return sorted((DATA / folder).glob("*.json"))
+#: Folders of each provider, and what entity a file of it is; None for what holds nothing of a person.
+_FOLDERS: dict[str, tuple[tuple[str, ...], Callable[[str], str | None]]] = {
+    "oura": (("oura_v2",), lambda stem: _OURA.get(stem, stem)),
+    "whoop": (("whoop_v2",), lambda stem: stem.removeprefix("whoop-").removesuffix("-example")),
+    "withings": (("withings", "openmhealth_shimmer/withings"), lambda stem: _withings(stem)),
+    "strava": (("strava",), _STRAVA.get),
+    "polar": (("polar_accesslink",), _POLAR.get),
+    "terra": (("terra_webhooks",), lambda stem: stem),
+    "garmin": (("garmin_health_push",), lambda stem: _GARMIN.get(stem, stem)),
+    "dexcom": (("dexcom_v3",), lambda _: "egvs"),
+    "librelinkup": (("cgm_librelinkup",), lambda stem: stem.removesuffix("_response")),
+    "fhir": (("fhir_synthea_r4", "fhir_uscore"), lambda _: "observation"),
+}
 
-    entities = {entity.name for entity in get("oura").entities}
-    for path in of("oura_v2"):
-        entity = _OURA.get(path.stem, path.stem)
-        if entity in entities:
-            yield Payload("oura", entity, path)
-    for path in of("whoop_v2"):
-        yield Payload("whoop", path.stem.removeprefix("whoop-").removesuffix("-example"), path)
-    for path in (*of("withings"), *of("openmhealth_shimmer/withings")):
-        entity = next(
-            (
-                name
-                for name in ("measure", "activity", "sleep")
-                if name in path.stem.removeprefix("withings-")
-            ),
-            None,
-        )
-        if "activity" in path.stem:
-            entity = "activity"
-        if "sleep" in path.stem:
-            entity = "sleep"
-        if entity is not None:
-            detail = entity == "sleep" and "summary" not in path.stem
-            yield Payload("withings", entity, path, (("sleep_id", "1"),) if detail else ())
-    for path in of("strava"):
-        if path.stem in _STRAVA:
-            yield Payload("strava", _STRAVA[path.stem], path)
-    for path in of("polar_accesslink"):
-        if path.stem in _POLAR:
-            yield Payload("polar", _POLAR[path.stem], path)
-    for path in of("terra_webhooks"):
-        yield Payload("terra", path.stem, path)
-    for path in of("garmin_health_push"):
-        yield Payload("garmin", _GARMIN.get(path.stem, path.stem), path)
-    for path in of("dexcom_v3"):
-        yield Payload("dexcom", "egvs", path)
-    for path in of("cgm_librelinkup"):
-        yield Payload("librelinkup", path.stem.removesuffix("_response"), path)
-    for path in (*of("fhir_synthea_r4"), *of("fhir_uscore")):
-        yield Payload("fhir", "observation", path)
+
+def _withings(stem: str) -> str | None:
+    kinds = {"activity": "activity", "sleep": "sleep", "measure": "measure", "body": "measure"}
+    return next((kinds[word] for word in kinds if word in stem), None)
+
+
+def _payloads() -> Iterator[Payload]:
+    for provider, (folders, entity_of) in _FOLDERS.items():
+        entities = {entity.name for entity in get(provider).entities}
+        for path in (path for folder in folders for path in sorted((DATA / folder).glob("*.json"))):
+            entity = entity_of(path.stem)
+            # Events and devices have no entity.
+            if entity in entities:
+                detail = (provider, entity) == ("withings", "sleep") and "summary" not in path.stem
+                yield Payload(provider, entity, path, (("sleep_id", "1"),) if detail else ())
 
 
 @dataclass
@@ -126,9 +112,6 @@ def applied(lab_of_module: Lab) -> Applied:
     user = lab.user("recorded", "Europe/Berlin")
     payloads: list[tuple[int, Payload]] = []
     for payload in _payloads():
-        known = {entity.name for entity in get(payload.provider).entities}
-        if payload.entity not in known:
-            continue  # an event, of which the receiver makes what it is
         day = RECEIVED.date()
         (raw_object_id,) = lab.receive(
             Delivery(
