@@ -33,7 +33,7 @@ TRUTHS = {
 def loaded(house: House) -> House:
     """Everybody connected and a month fetched."""
     connect_people(house.settings, house.warehouse, get("oura"), house.sandbox.url)
-    outcome = house.run("daily_refresh", DAYS)
+    outcome = house.run("sync_oura", DAYS)
     assert outcome.success, outcome.failures
     assert outcome.failed_checks == ()
     return house
@@ -99,7 +99,7 @@ def test_the_same_days_again_change_nothing(loaded: House) -> None:
     objects = loaded.scalar("select count(*) from ops.raw_objects")
     staged = loaded.scalar("select count(*) from staging_oura.heartrate")
     hashes = loaded.table_hashes()
-    outcome = loaded.run("daily_refresh", DAYS)
+    outcome = loaded.run("sync_oura", DAYS)
     assert outcome.success
     assert loaded.scalar("select count(*) from ops.raw_objects") == objects
     assert loaded.scalar("select count(*) from staging_oura.heartrate") == staged
@@ -128,7 +128,7 @@ def test_all_derived_tables_can_be_made_again_from_raw(loaded: House) -> None:
     worker.wait()
     assert loaded.table_hashes() == {}
     # What a data engineer does in the UI: materialise staging and all that follows.
-    outcome = run_job("daily_refresh", DAYS, loaded.settings, loaded.warehouse, without=["raw"])
+    outcome = run_job("sync_oura", DAYS, loaded.settings, loaded.warehouse, without=["raw"])
     assert outcome.success, outcome.failures
     assert loaded.table_hashes() == hashes
     httpx.delete(f"{loaded.sandbox.url}/__faults").raise_for_status()
@@ -148,7 +148,7 @@ def test_a_night_revised_by_the_provider_is_revised_here(loaded: House) -> None:
     nights = loaded.scalar("select count(*) from health.sleep_sessions")
     revision = {"provider": "oura", "handle": "ada", "day": day, "kind": "edit"}
     httpx.post(f"{loaded.sandbox.url}/__revise", json=revision).raise_for_status()
-    assert loaded.run("daily_refresh", Window(DAYS.end, DAYS.end)).success
+    assert loaded.run("sync_oura", Window(DAYS.end, DAYS.end)).success
     after = loaded.scalar(query, day=day)
     assert after != before
     assert loaded.scalar("select count(*) from health.sleep_sessions") == nights
