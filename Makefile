@@ -40,7 +40,7 @@ up: install  ## Database, sandbox, Dagster's UI and daemon; Ctrl-C ends them
 
 test: install  ## All tests, on up to four cores
 	@$(BIN)/python -m health_pipeline.warehouse.dbt_project
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## Formatting, rules and types
 	@$(BIN)/ruff format --check .

@@ -31,6 +31,20 @@ for _name in [name for name in os.environ if name.startswith(("HEALTH_PIPELINE_"
         del os.environ[_name]
 
 
+#: Tests that take long come first, so that no process is left with them at the end.
+_LONG = ("e2e/test_main_job", "canonical/test_rebuild", "e2e", "canonical")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder).as_posix() if item.path.is_relative_to(folder) else ""
+        return next((place for place, start in enumerate(_LONG) if name.startswith(start)), len(_LONG))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerAddress]:
     """The server of the session, started as users start it."""
