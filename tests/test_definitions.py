@@ -90,6 +90,7 @@ def test_dbt_tests_are_asset_checks() -> None:
     }
     assert ("raw/oura", "accounts_healthy") in checks
     assert ("staging_oura/quarantine", "records_accounted") in checks
+    assert ("staging_oura/quarantine", "shape_unchanged") in checks
     assert ("health/metric_quarantine", "quarantined_share") in checks
     assert any(asset == "health/health_metrics" and "primary_key" in name for asset, name in checks)
 

@@ -59,6 +59,40 @@ def _records_accounted(provider: Provider) -> dg.AssetChecksDefinition:
     return records_accounted
 
 
+def _shape_unchanged(provider: Provider) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=[schema_name(provider.name), "quarantine"],
+        name="shape_unchanged",
+        description="In the newest loads no record was refused for its shape: a field that is missing, of another "
+        "type, or a body that cannot be read. New fields are named; they are kept in raw and harm nothing.",
+    )
+    def shape_unchanged(platform: Platform) -> dg.AssetCheckResult:
+        from health_pipeline.staging.drift import recent_drift
+
+        drift = recent_drift(platform.warehouse().engine, provider.name)
+        rows = [
+            f"| {one.entity} | {one.field or ''} | {one.reason} | {one.records} |" for one in drift.refusals
+        ]
+        return dg.AssetCheckResult(
+            passed=not rows,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=""
+            if not rows
+            else f"{provider.title} changed its records, or the parser is wrong: mend "
+            "providers/, then materialise the staging asset with `replay: true`",
+            metadata={
+                "refused": dg.MetadataValue.md(
+                    "\n".join(["| entity | field | reason | records |", "|---|---|---|---|", *rows])
+                    if rows
+                    else "none"
+                ),
+                "new": dg.MetadataValue.md("\n".join(f"- {note}" for note in drift.notes) or "nothing"),
+            },
+        )
+
+    return shape_unchanged
+
+
 def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=raw_key(provider),
@@ -163,6 +197,7 @@ def objects_applied(platform: Platform) -> dg.AssetCheckResult:
 def _all() -> Iterator[dg.AssetChecksDefinition]:
     for provider in all_providers().values():
         yield _records_accounted(provider)
+        yield _shape_unchanged(provider)
     for provider in FETCHED:
         yield _accounts_healthy(provider)
     yield quarantined_share

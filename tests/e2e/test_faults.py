@@ -27,6 +27,7 @@ from health_pipeline.providers.registry import get
 from health_pipeline.raw.store import RawStore
 from health_pipeline.sandbox.server import RunningSandbox
 from health_pipeline.settings import Settings
+from health_pipeline.staging.drift import recent_drift
 from health_pipeline.staging.load import stage
 from health_pipeline.staging.tables import schema_name, table_schemas
 from health_pipeline.warehouse.connection import Warehouse
@@ -220,6 +221,12 @@ def test_drift_is_named_and_mended_by_the_next_fetch(house: House) -> None:
     assert quarantine.total() == calm["recovery"].total()
     assert all('"created_at"' in row and '"missing' in row for row in quarantine)
     assert drifted.pop("recovery").total() == 0
+    drift = recent_drift(house.warehouse.engine, house.name)
+    assert [(one.entity, one.field, one.reason) for one in drift.refusals] == [
+        ("recovery", "created_at", "missing_field")
+    ]
+    assert sum(one.records for one in drift.refusals) == quarantine.total()
+    assert any("new field" in note for note in drift.notes)
     assert drifted == {table: calm[table] for table in drifted}
     house.calm()
     assert house.fetch().failed == []
