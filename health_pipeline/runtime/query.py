@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from health_pipeline.connections.users import require_user
@@ -39,9 +41,22 @@ def run_query(warehouse: Warehouse, statement: str, *, as_user: str | None = Non
         try:
             # The driver speaks the extended protocol, which takes one statement and no more.
             cursor.execute(statement)
-            return cursor.fetch_arrow_table()
+            table = cursor.fetch_arrow_table()
         except Error as error:
             raise QueryError(_words(error)) from None
+    return table.rename_columns(_distinct(table.column_names))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names as they are, and `count_2` for the second `count`: SQL allows it, a table of ours does not."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        while seen[name] > 1 and f"{name}_{seen[name]}" in names:
+            seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return distinct
 
 
 def _words(error: Exception) -> str:

@@ -220,6 +220,8 @@ def test_queries_are_read_only_and_a_subject_sees_only_their_own(loaded: House) 
         done = loaded.command("query", statement)
         assert done.returncode == 1 or "rows" in done.stderr
     assert loaded.scalar("select count(*) from health.workouts") > 0
+    twice = loaded.command("query", "select count(*), count(distinct 1), 3 as count_2", "--format", "csv")
+    assert twice.stdout == "count,count_3,count_2\n1,1,3\n"
     denied = loaded.command("query", "select * from ops.connector_tokens", "--as-user", "ben")
     assert denied.returncode == 1
     assert "permission denied" in denied.stderr
