@@ -259,7 +259,7 @@ PROVIDER = Provider(
     limit_signal="429 or an OperationOutcome `throttled`, Retry-After where the server is kind.",
     interpret=interpret,
     # Every fetch reads the whole record, which changes with visits.
-    poll_hours=12,
+    poll_hours=4,
     entities=(
         _entity("Patient", "One row a version of the patient: birth date and gender, no names."),
         _entity("Observation", "One row an Observation: what was measured and when; values are beside it."),

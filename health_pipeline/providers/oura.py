@@ -27,7 +27,19 @@ from health_pipeline.providers._json import (
     schema_of,
     unknown_fields,
 )
-from health_pipeline.providers.base import Account, Entity, OAuth, Page, Parsed, Provider, RawDocument, Window
+from health_pipeline.providers._oura_webhook import challenge, events, verify
+from health_pipeline.providers.base import (
+    Account,
+    Budget,
+    Entity,
+    OAuth,
+    Page,
+    Parsed,
+    Provider,
+    RawDocument,
+    Webhook,
+    Window,
+)
 from health_pipeline.providers.http import (
     ApiClient,
     AuthorizationError,
@@ -413,9 +425,18 @@ PROVIDER = Provider(
         # ask for them, and are refused the data without.
         scopes=("personal", "daily", "heartrate", "workout", "spo2", "stress", "heart_health"),
     ),
-    # What the limits are is told by nothing but the headers of a refusal.
+    # The vendor's help says so; the headers of a refusal are what counts.
+    budgets=(Budget(requests=5000, seconds=300, per="application"),),
     limit_signal="429 with Retry-After; X-RateLimit-Tier says whether for the token or the application",
+    # Heart rate is announced by nothing.
     poll_hours=4,
+    webhook=Webhook(
+        carries="notice",
+        scheme="x-oura-signature: hexadecimal HMAC-SHA256 of timestamp and body, by the client secret",
+        events=events,
+        verify=verify,
+        challenge=challenge,
+    ),
     entities=(
         _documents(
             "daily_activity", "One row a local day (from 04:00): steps, energy, active time.", "daily"

@@ -59,7 +59,7 @@ RECEIVED_AT = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LONGEST_NAME = 63
 #: The longest that a provider without webhooks may leave a person's data old.
-_LONGEST_POLL_HOURS = 12
+_LONGEST_POLL_HOURS = 4
 
 #: Columns of a key that tell devices apart, and are null where the provider does not name one.
 _MAY_BE_UNKNOWN = {"device", "device_serial"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-from collections.abc import Iterator, Mapping
+import hashlib
+import hmac
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -21,7 +23,14 @@ from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.night import Night, nights
 from health_pipeline.sandbox.oauth import Grant, OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH
-from health_pipeline.sandbox.routers import ProviderApi, Revision, SampleRequest, TrueValue, night_values
+from health_pipeline.sandbox.routers import (
+    ProviderApi,
+    Revision,
+    SampleRequest,
+    TrueValue,
+    WebhookCall,
+    night_values,
+)
 from health_pipeline.sandbox.routers.oura.documents import (
     SYNC_DELAY,
     Document,
@@ -172,6 +181,50 @@ class API(ProviderApi):
             if start <= date <= end and all(night.wake + SYNC_DELAY <= now for night in slept):
                 values += night_values(date, slept)
         return values
+
+    def webhooks(self, handle: str, day: dt.date, secret: str) -> list[WebhookCall]:
+        documents, now = self._documents[handle], self.sandbox.now().timestamp()
+        change = "delete" if day in documents.deleted else "update" if day in documents.edits else "create"
+        told = [
+            (kind.lower(), change if kind in _OF_THE_NIGHT else "create", document.payload["id"])
+            for kind, of_day in documents.kinds().items()
+            for document in self._announced(documents, kind, of_day, day)
+            if document.available_at <= now
+        ]
+        if not told:
+            raise LookupError(f"nothing happened to {handle} on {day}")
+        return [self._call(handle, *each, secret) for each in told]
+
+    def _announced(
+        self, documents: Documents, kind: str, of_day: Callable[[dt.date], list[Document]], day: dt.date
+    ) -> list[Document]:
+        """The documents of a day; of a night that was deleted those that are gone."""
+        if kind not in _OF_THE_NIGHT or day not in documents.deleted:
+            return of_day(day)
+        documents.deleted.remove(day)
+        try:
+            return of_day(day)
+        finally:
+            documents.deleted.add(day)
+
+    def _call(self, handle: str, kind: str, change: str, document_id: str, secret: str) -> WebhookCall:
+        now = self.sandbox.now()
+        notice = {
+            "event_type": change,
+            "data_type": kind,
+            "object_id": document_id,
+            "event_time": now.isoformat(),
+            "user_id": self.sandbox.people[handle].uuid("oura", "user"),
+        }
+        content = orjson.dumps(notice)
+        timestamp = str(int(now.timestamp()))
+        proof = hmac.digest(secret.encode(), timestamp.encode() + content, hashlib.sha256)
+        headers = {
+            "Content-Type": "application/json",
+            "x-oura-signature": proof.hex().upper(),
+            "x-oura-timestamp": timestamp,
+        }
+        return WebhookCall(headers, content)
 
     # Routes
 
