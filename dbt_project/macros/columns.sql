@@ -27,6 +27,21 @@ select * from {{ ref(model) }}
     (({{ instant }} at time zone 'UTC') + make_interval(mins => {{ offset_minutes }}))::date
 {%- endmacro %}
 
+{#
+  The instant of a wall-clock time in a zone. Of a time that the clock showed twice it is the first, unless
+  `is_second`; one that it skipped is read with the offset before the gap.
+#}
+{% macro local_instant(local, zone, is_second='false') -%}
+    (
+        {{ local }} at time zone {{ zone }} - case
+            when not {{ is_second }}
+                and ({{ local }} at time zone {{ zone }} - interval '1 hour') at time zone {{ zone }} = {{ local }}
+                then interval '1 hour'
+            else interval '0'
+        end
+    )
+{%- endmacro %}
+
 {# An instant as text, in UTC whatever the session's time zone. #}
 {% macro utc_text(instant) -%}
     to_char({{ instant }} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +38,14 @@ _TEXT = pa.string()
 _DATE = pa.date32()
 _LOCAL = pa.timestamp("us")
 _SERIES = pa.map_(_TEXT, _FLOAT)
+_STEP_SERIES = pa.list_(
+    pa.struct(
+        [
+            pa.field("started_at_local", _LOCAL, nullable=False),
+            pa.field("steps", _LONG, nullable=False),
+        ]
+    )
+)
 
 _DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::[0-5]\d)?")
@@ -108,6 +117,31 @@ def _hypnograms(values: Sequence[Any]) -> pa.Array:
     return series
 
 
+def _intervals(values: Sequence[Any]) -> pa.Array:
+    """Lengths in milliseconds."""
+    lengths = numbers(values, _LONG)
+    limits = pc.min_max(lengths)
+    if limits["min"].is_valid and not 0 < limits["min"].as_py() <= limits["max"].as_py() <= 86_400_000:
+        raise ValueError("not the length of a part of a day")
+    return lengths
+
+
+def _step_series(values: Sequence[Any]) -> pa.Array:
+    """The samples of each day, `timestamp` (local) and `steps`, in the order of the body."""
+    items = [list(value) if isinstance(value, list) else [] for value in values]
+    if any(value is not None and not isinstance(value, list) for value in values):
+        raise TypeError("not arrays")
+    samples = [sample for day in items for sample in day]
+    started = _local_times([dict.get(sample, "timestamp") for sample in samples])
+    steps = numbers([dict.get(sample, "steps") for sample in samples], _LONG)
+    if started.null_count or steps.null_count:
+        raise ValueError("a sample without its time or its steps")
+    offsets = np.concatenate([[0], np.cumsum([len(day) for day in items], dtype=np.int32)]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.StructArray.from_arrays([started, steps], fields=list(_STEP_SERIES.value_type))
+    ).cast(_STEP_SERIES)
+
+
 def _day(path: str = "date") -> Column:
     return Column(path, _DATE, "date", required=True)
 
@@ -127,6 +161,11 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         *_plain(_FLOAT, "calories", "active_calories", unit="_kcal"),
         *_plain(_LONG, "steps", "inactivity_alert_count"),
         Column("distance_from_steps", _FLOAT, "distance_from_steps_m"),
+    ),
+    "activity_samples": (
+        _day(),
+        Column("steps.interval_ms", _LONG, "interval_ms", required=True, convert=_intervals),
+        Column("steps.total_steps", _LONG, "total_steps"),
     ),
     "exercise": (
         Column("id", _TEXT, required=True),
@@ -218,6 +257,12 @@ _NIGHT_SERIES = (
 _RECHARGE_SERIES = tuple(
     Column(f"{name}_samples", _SERIES, convert=_clock_series) for name in ("hrv", "breathing")
 )
+_STEPS_OF_DAY = (Column("steps.samples", _STEP_SERIES, convert=_step_series),)
+_SERIES_OF: Mapping[str, tuple[Column, ...]] = {
+    "sleep": _NIGHT_SERIES,
+    "nightly_recharge": _RECHARGE_SERIES,
+    "activity_samples": _STEPS_OF_DAY,
+}
 _NIGHT_COLUMNS = (pa.field("stages", _TEXT), pa.field("lowest_heart_rate_bpm", _FLOAT))
 SLEEP_SAMPLE_SCHEMA = pa.schema(
     [
@@ -235,10 +280,19 @@ RECHARGE_SAMPLE_SCHEMA = pa.schema(
         pa.field("value", _FLOAT, nullable=False),
     ]
 )
+STEP_SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("date", _DATE, nullable=False),
+        pa.field("sequence", _INT, nullable=False),
+        pa.field("started_at_local", _LOCAL, nullable=False),
+        pa.field("steps", _LONG, nullable=False),
+    ]
+)
 
 #: Fields we know and leave in raw.
 _LEFT_IN_RAW: Mapping[str, tuple[str, ...]] = {
     "activity": ("end_time", "samples"),
+    "activity_samples": ("activity_zones", "inactivity_stamps"),
     "exercise": (
         *("polar_user", "has_route", "route", "club_id", "club_name", "heart_rate_zones", "samples"),
         *("fat_percentage", "carbohydrate_percentage", "protein_percentage"),
@@ -273,7 +327,9 @@ def parse(document: RawDocument) -> Parsed:
     """A page of one entity as staging rows.
 
     A record with a wrong type or without a required field goes to quarantine, alone; each sample of
-    temperature and of continuous heart rate is a record. Raises KeyError for an entity without pages.
+    temperature and of continuous heart rate is a record, the samples of steps are one with their day. Of a day
+    of these that a body has more than once the last counts, the others are skipped (`repeated_day`).
+    Raises KeyError for an entity without pages.
     """
     entity = document.entity
     columns = COLUMNS[entity]
@@ -282,13 +338,16 @@ def parse(document: RawDocument) -> Parsed:
         refused = [("malformed_body", None, "$", original_text(document.content))]
         return Parsed({}, quarantine_table(entity, refused), records_in=1, records_loaded=0)
     records, places = taken
-    series = {"sleep": _NIGHT_SERIES, "nightly_recharge": _RECHARGE_SERIES}.get(entity, ())
+    series = _SERIES_OF.get(entity, ())
     read = read_records(records, (*columns, *series))
     tables = {entity: read.table.select(schema_of(columns).names)}
     if entity == "sleep":
         tables["sleep"], tables["sleep_sample"] = _nights(tables["sleep"], read)
     elif entity == "nightly_recharge":
         tables["recharge_sample"] = _recharge_samples(read.table)
+    elif entity == "activity_samples":
+        tables["activity_samples"], tables["step_sample"] = _days_of_steps(read.table)
+    repeated = read.table.num_rows - tables[entity].num_rows
     known = [*(column.path for column in (*columns, *series)), *_LEFT_IN_RAW.get(entity, ())]
     bad = (
         (one.reason, one.field, places[one.index], original_json(records[one.index])) for one in read.refused
@@ -297,7 +356,8 @@ def parse(document: RawDocument) -> Parsed:
         tables=tables,
         quarantine=quarantine_table(entity, bad),
         records_in=len(records),
-        records_loaded=read.table.num_rows,
+        records_loaded=tables[entity].num_rows,
+        skipped={"repeated_day": repeated} if repeated else {},
         notes=tuple(f"{entity}: new field {path}" for path in unknown_fields(records, known)),
     )
 
@@ -314,8 +374,8 @@ def _records(entity: str, content: bytes) -> tuple[list[Any], list[str]] | None:
         return _heart_rates(body)
     name = _LISTS.get(entity)
     found = body.get(name) if name and isinstance(body, dict) else body
-    if name and isinstance(body, dict) and found is None and "date" in body:
-        found = [body]  # one night, asked for by its date
+    if (name or entity == "activity_samples") and isinstance(body, dict) and "date" in body:
+        found = [body]  # one night or day, asked for by its date
     if not isinstance(found, list):
         return None
     places = [f"{name or '$'}[{number}]" for number in range(len(found))]
@@ -430,3 +490,20 @@ def _recharge_samples(nights: pa.Table) -> pa.Table:
         for clock, value in night[f"{kind}_samples"] or ()
     ]
     return pa.Table.from_pylist(rows, schema=RECHARGE_SAMPLE_SCHEMA)
+
+
+def _days_of_steps(read: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Days, the last of each date, and their samples in the order of the body (`sequence` of a day)."""
+    last = {day: place for place, day in enumerate(read["date"].to_pylist())}
+    days = read.take(pa.array(sorted(last.values()), pa.int64()))
+    series = days["steps_samples"].combine_chunks()
+    counts = pc.fill_null(pc.list_value_length(series), 0).to_numpy()
+    samples = series.flatten()
+    of_day = np.repeat(np.arange(len(counts)), counts)
+    sequence = np.arange(len(of_day)) - np.repeat(np.cumsum(counts) - counts, counts)
+    columns = [
+        days["date"].combine_chunks().take(pa.array(of_day, pa.int64())),
+        pa.array(sequence, _INT),
+        *samples.flatten(),
+    ]
+    return days.select(schema("activity_samples").names), pa.table(columns, schema=STEP_SAMPLE_SCHEMA)

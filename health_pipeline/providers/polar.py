@@ -1,4 +1,4 @@
-"""Polar AccessLink v3: days, nights, recovery, heart rate and training of watches.
+"""Polar AccessLink v3: days, steps, nights, recovery, heart rate and training of watches.
 
 The routes that select by date are used, not the deprecated transactions, which give what they were asked for
 only once. Nothing from before a person's registration (`identify`) ever comes.
@@ -15,7 +15,13 @@ import httpx
 import orjson
 
 from health_pipeline.providers._json import MalformedBodyError, load_object
-from health_pipeline.providers._polar_parse import RECHARGE_SAMPLE_SCHEMA, SLEEP_SAMPLE_SCHEMA, parse, schema
+from health_pipeline.providers._polar_parse import (
+    RECHARGE_SAMPLE_SCHEMA,
+    SLEEP_SAMPLE_SCHEMA,
+    STEP_SAMPLE_SCHEMA,
+    parse,
+    schema,
+)
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -36,6 +42,7 @@ _HEART_RATE = f"{_USERS}/continuous-heart-rate"
 #: Where days are asked for by `from` and `to`, both included.
 _BY_DAYS = {
     "activity": f"{_USERS}/activities",
+    "activity_samples": f"{_USERS}/activities/samples",
     "cardio_load": f"{_USERS}/cardio-load/date",
     "skin_temperature": f"{_USERS}/biosensing/skintemperature",
     "body_temperature": f"{_USERS}/biosensing/bodytemperature",
@@ -125,7 +132,7 @@ _TOLD = {
     # Of the recovery of a night nothing is told.
     "SLEEP": ("sleep", "nightly_recharge"),
     "CONTINUOUS_HEART_RATE": ("continuous_heart_rate",),
-    "ACTIVITY_SUMMARY": ("activity",),
+    "ACTIVITY_SUMMARY": ("activity", "activity_samples"),
     "PHYSICAL_INFORMATION": ("physical_info",),
 }
 
@@ -211,6 +218,9 @@ PROVIDER = Provider(
     interpret=interpret,
     entities=(
         _entity("activity", ("date",), "One row a local day: steps, distance, energy."),
+        _entity(
+            "activity_samples", ("date",), "One row a local day: its steps and how long its samples are."
+        ),
         _entity("exercise", ("id",), "One row a training session of the last 30 days."),
         _entity("sleep", ("date",), "One row a night of the last 28, by the day it ended on."),
         _entity(
@@ -247,6 +257,12 @@ PROVIDER = Provider(
             schema=RECHARGE_SAMPLE_SCHEMA,
             key=("date", "kind", "recorded_at_local"),
             description="One row an HRV (RMSSD, ms) or breathing (a minute) sample of a night; local time.",
+        ),
+        Entity(
+            name="step_sample",
+            schema=STEP_SAMPLE_SCHEMA,
+            key=("date", "sequence"),
+            description="One row a change of the steps an interval, in order of the day; local time.",
         ),
     ),
     parse=parse,

@@ -38,8 +38,8 @@ _POLAR = {
     "get_sleep": "sleep",
     "get_available_sleep_times": "sleep",
     "get_physical_info": "physical_info",
-    "list_activity_samples": "activity",
-    "get_activity_samples_for_given_date": "activity",
+    "list_activity_samples": "activity_samples",
+    "get_activity_samples_for_given_date": "activity_samples",
 }
 _GARMIN = {"epoch": "epochs", "stress": "stress_details"}
 _STRAVA = {

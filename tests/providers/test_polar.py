@@ -81,6 +81,20 @@ ACTIVITY = {
     "active_calories": 420,
     "distance_from_steps": 6012.5,
 }
+STEPS = {
+    "date": "2026-10-25",
+    "steps": {
+        "interval_ms": 60_000,
+        "total_steps": 330,
+        "samples": [
+            {"steps": 0, "timestamp": "2026-10-25T00:00"},
+            {"steps": 110, "timestamp": "2026-10-25T02:59:00"},
+            {"steps": 0, "timestamp": "2026-10-25T02:02"},
+        ],
+    },
+    "activity_zones": {"samples": [{"zone": "SLEEP", "timestamp": "2026-10-25T00:00:00"}]},
+    "inactivity_stamps": [{"stamp": "2026-10-25T16:04"}],
+}
 
 REAL = [
     ("body_temperature_data", "body_temperature", {"body_temperature": 4}),
@@ -88,6 +102,8 @@ REAL = [
     ("get_continuous_heart_rate_samples_with_range", "continuous_heart_rate", {"continuous_heart_rate": 2}),
     ("list_exercises", "exercise", {"exercise": 2}),
     ("list_nightly_recharges", "nightly_recharge", {"nightly_recharge": 2, "recharge_sample": 12}),
+    ("list_activity_samples", "activity_samples", {"activity_samples": 1, "step_sample": 2}),
+    ("get_activity_samples_for_given_date", "activity_samples", {"activity_samples": 1, "step_sample": 2}),
     ("sleep_skin_temperature_data", "skin_temperature", {"skin_temperature": 2}),
     ("get_sleep", "sleep", {"sleep": 1, "sleep_sample": 3}),
 ]
@@ -169,6 +185,44 @@ def test_durations_and_offsets() -> None:
     assert (exercise["max_heart_rate_bpm"], exercise["running_index"]) == (147, 51)
     (day,) = rows(parse("activity", [ACTIVITY]), "activity")
     assert (day["date"], day["active_duration_seconds"]) == (dt.date(2026, 10, 25), 9000)
+
+
+def test_steps_keep_their_order_and_of_a_day_said_twice_the_last_counts() -> None:
+    other = {"date": "2026-10-26", "steps": {"interval_ms": 30_000, "total_steps": 0, "samples": []}}
+    bare = {"date": "2026-10-27"}
+    earlier = {**STEPS, "steps": {**STEPS["steps"], "total_steps": 1}}
+    parsed = parse("activity_samples", [earlier, other, STEPS, bare])
+    assert rows(parsed, "activity_samples") == [
+        {"date": dt.date(2026, 10, 26), "interval_ms": 30_000, "total_steps": 0},
+        {"date": dt.date(2026, 10, 25), "interval_ms": 60_000, "total_steps": 330},
+        {"date": dt.date(2026, 10, 27), "interval_ms": None, "total_steps": None},
+    ]
+    assert [
+        (row["sequence"], str(row["started_at_local"]), row["steps"]) for row in rows(parsed, "step_sample")
+    ] == [(0, "2026-10-25 00:00:00", 0), (1, "2026-10-25 02:59:00", 110), (2, "2026-10-25 02:02:00", 0)]
+    assert {row["date"] for row in rows(parsed, "step_sample")} == {dt.date(2026, 10, 25)}
+    assert (parsed.records_in, parsed.records_loaded, parsed.skipped) == (4, 3, {"repeated_day": 1})
+    assert (parsed.notes, parsed.quarantine.num_rows) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"interval_ms": 0}, "steps.interval_ms"),
+        ({"interval_ms": None}, "steps.interval_ms"),
+        ({"total_steps": "330"}, "steps.total_steps"),
+        ({"samples": {}}, "steps.samples"),
+        ({"samples": [{"steps": 5}]}, "steps.samples"),
+        ({"samples": [{"steps": "5", "timestamp": "2026-10-25T02:02"}]}, "steps.samples"),
+        ({"samples": [{"steps": 5, "timestamp": "2026-10-25T02:02Z"}]}, "steps.samples"),
+        ({"samples": [None]}, "steps.samples"),
+    ],
+)
+def test_a_day_with_damaged_steps_is_refused_alone(change: dict[str, Any], field: str) -> None:
+    damaged = {**STEPS, "date": "2026-10-24", "steps": {**STEPS["steps"], **change}}
+    parsed = parse("activity_samples", [damaged, STEPS])
+    assert [row[1:] for row in refusals(parsed)] == [(field, "$[0]")]
+    assert parsed.tables == parse("activity_samples", STEPS).tables
 
 
 @pytest.mark.parametrize(
@@ -323,7 +377,7 @@ def test_registration_opens_the_data_and_may_be_repeated(sandbox: RunningSandbox
 
 def test_every_entity_comes_and_days_are_those_asked_for(client: ApiClient) -> None:
     polar.identify(client)
-    for entity in ("activity", "cardio_load"):
+    for entity in ("activity", "activity_samples", "cardio_load"):
         days = [str(row["date"]) for row in fetched(client, entity, "2026-11-01", "2026-11-03")]
         assert days == ["2026-11-01", "2026-11-02", "2026-11-03"]
     for entity in ("sleep", "nightly_recharge", "exercise", "physical_info", "skin_temperature", "spo2"):
@@ -383,7 +437,7 @@ def test_calls_of_the_sandbox_are_proved_and_mutations_refused(sandbox: RunningS
         )
         told |= {(event.entity, event.window) for event in WEBHOOK.events(call.body)}
     day = Window(dt.date(2026, 11, 4), dt.date(2026, 11, 4))
-    names = ("activity", "sleep", "nightly_recharge", "continuous_heart_rate")
+    names = ("activity", "activity_samples", "sleep", "nightly_recharge", "continuous_heart_rate")
     assert told == {(name, day) for name in names}
 
 

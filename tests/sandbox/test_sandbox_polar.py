@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +15,8 @@ from health_pipeline.sandbox.server import RunningSandbox
 DAYS = {"from": "2026-11-01", "to": "2026-11-12"}
 ROUTES = [
     ("/v3/users/activities", "/v3/users/activities", DAYS),
+    ("/v3/users/activities/samples", "/v3/users/activities/samples", DAYS),
+    ("/v3/users/activities/samples/{date}", "/v3/users/activities/samples/2026-11-04", {}),
     ("/v3/exercises", "/v3/exercises", {}),
     ("/v3/users/sleep", "/v3/users/sleep", {}),
     ("/v3/users/sleep/{date}", "/v3/users/sleep/2026-11-04", {}),
@@ -57,6 +60,25 @@ def test_answers_fit_the_vendors_description(client: httpx.Client) -> None:
         assert_response_fits(spec, template, "get", 200, answer.json())
         limits = (answer.headers["RateLimit-Usage"], answer.headers["RateLimit-Limit"])
         assert [len(value.split(",")) for value in limits] == [2, 2]
+
+
+def test_samples_of_steps_add_up_to_the_day(client: httpx.Client) -> None:
+    client.post("/v3/users", json={"member-id": "m"})
+    totals = {
+        day["start_time"][:10]: day["steps"] for day in client.get("/v3/users/activities", params=DAYS).json()
+    }
+    assert len(totals) == 12
+    assert client.get("/v3/users/activities/samples/2027-01-01").status_code == 204
+    for day in client.get("/v3/users/activities/samples", params=DAYS).json():
+        samples = day["steps"]["samples"]
+        minutes = [60 * int(one["timestamp"][11:13]) + int(one["timestamp"][14:16]) for one in samples]
+        assert {one["timestamp"][:10] for one in samples} == {day["date"]}
+        assert minutes == sorted(set(minutes))
+        # A count holds until the next: no two that follow each other are the same.
+        assert all(one["steps"] != other["steps"] for one, other in itertools.pairwise(samples))
+        lengths = [end - start for start, end in itertools.pairwise([*minutes, 1440])]
+        said = sum(one["steps"] * length for one, length in zip(samples, lengths, strict=True))
+        assert said == day["steps"]["total_steps"] == totals[day["date"]] > 0
 
 
 def test_spans_and_dates_that_are_refused(client: httpx.Client) -> None:

@@ -1,10 +1,12 @@
 {#-
   Documents and their metrics: (metric, unit, staging column). A document that does not say a value (any more)
   still gives a row, marked as deleted, so that an earlier version's value goes.
+
+  Steps are those of the samples, which make up the whole day; the total of the daily activity is the same
+  movement once more.
 -#}
 {%- set daily = {
     'activity': [
-        ('steps', '{steps}', 'steps'),
         ('distance', 'm', 'distance_from_steps_m'),
         ('calories_burned', 'kcal', 'active_calories_kcal'),
         ('total_calories', 'kcal', 'calories_kcal'),
@@ -43,6 +45,82 @@
     ),
 } -%}
 
+{#- Seconds that a repeated number of steps is believed: longer, and it is the clock that was set. -#}
+{%- set longest_repeat = 3600 -%}
+with step_samples as (
+    select
+        samples.*,
+        days.interval_ms * interval '1 millisecond' as length,
+        days.total_steps,
+        coalesce(
+            samples.started_at_local < max(samples.started_at_local) over (
+                partition by samples.raw_object_id, samples.date
+                order by samples.sequence
+                rows between unbounded preceding and 1 preceding
+            ),
+            false
+        ) as is_set_back
+    from {{ ref('stg_polar__step_sample') }} as samples
+    inner join {{ ref('stg_polar__activity_samples') }} as days
+        on days.raw_object_id = samples.raw_object_id and days.date = samples.date
+),
+
+placed_steps as (
+    select
+        *,
+        {{ local_instant('started_at_local', "coalesce(home_time_zone, 'UTC')", 'is_set_back') }} as recorded_at
+    from step_samples
+),
+
+-- A number of steps that repeats is written once: until the next sample it counts for each interval.
+repeated_steps as (
+    select
+        *,
+        extract(epoch from lead(recorded_at) over (
+            partition by raw_object_id, date order by sequence
+        ) - recorded_at) as seconds_to_next,
+        extract(epoch from length) as seconds
+    from placed_steps
+),
+
+counted_steps as (
+    select
+        *,
+        case
+            when seconds_to_next between seconds and {{ longest_repeat }}
+                then round(seconds_to_next / seconds)
+            else 1
+        end as intervals
+    from repeated_steps
+),
+
+-- Where the day's total is without them, the gaps were no repetitions.
+summed_steps as (
+    select
+        *,
+        abs(sum(steps * intervals) over of_day - total_steps) > abs(sum(steps) over of_day - total_steps) as are_gaps
+    from counted_steps
+    window of_day as (partition by raw_object_id, date)
+),
+
+-- Intervals that begin at one instant are those of a clock that was set back, on a journey; none is lost.
+step_intervals as (
+    select
+        user_id,
+        source,
+        home_time_zone,
+        raw_object_id,
+        received_at,
+        date,
+        recorded_at,
+        min(started_at_local)::date as local_date,
+        max(recorded_at + case when are_gaps then 1 else intervals end * length) as ended_at,
+        sum(steps * case when are_gaps then 1 else intervals end)::double precision as steps
+    from summed_steps
+    where steps > 0
+    group by user_id, source, home_time_zone, raw_object_id, received_at, date, recorded_at
+)
+
 {% for table, metrics in daily.items() %}
 select
     documents.user_id,
@@ -72,6 +150,53 @@ cross join lateral (
 ) as said (metric_type, source_value, source_unit)
 union all
 {% endfor %}
+select
+    user_id,
+    'steps' as metric_type,
+    steps as source_value,
+    '{steps}' as source_unit,
+    source,
+    null::text as source_device,
+    recorded_at,
+    ended_at,
+    null::smallint as utc_offset_minutes,
+    null::text as utc_offset_source,
+    local_date,
+    'steps of ' || date as source_record_id,
+    null::jsonb as metadata,
+    false as is_deleted,
+    home_time_zone,
+    'steps of ' || date || ', sample at ' || {{ utc_text('recorded_at') }} as location,
+    raw_object_id,
+    received_at
+from step_intervals
+union all
+-- A day without samples that say a step is its total.
+select
+    days.user_id,
+    'steps' as metric_type,
+    days.total_steps::double precision as source_value,
+    '{steps}' as source_unit,
+    days.source,
+    null::text as source_device,
+    days.date::timestamp at time zone coalesce(days.home_time_zone, 'UTC') as recorded_at,
+    (days.date + 1)::timestamp at time zone coalesce(days.home_time_zone, 'UTC') as ended_at,
+    null::smallint as utc_offset_minutes,
+    null::text as utc_offset_source,
+    days.date as local_date,
+    'steps of ' || days.date as source_record_id,
+    null::jsonb as metadata,
+    days.total_steps is null as is_deleted,
+    days.home_time_zone,
+    'steps of ' || days.date as location,
+    days.raw_object_id,
+    days.received_at
+from {{ ref('stg_polar__activity_samples') }} as days
+where not exists (
+    select from step_intervals
+    where step_intervals.raw_object_id = days.raw_object_id and step_intervals.date = days.date
+)
+union all
 select
     nights.user_id,
     said.metric_type,

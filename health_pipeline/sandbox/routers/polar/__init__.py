@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -16,7 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from health_pipeline.sandbox import body
-from health_pipeline.sandbox.activity import SOURCES, HeartRate, activity, heart_rate
+from health_pipeline.sandbox.activity import SOURCES, Flags, HeartRate, Ints, activity, heart_rate
 from health_pipeline.sandbox.context import Sandbox
 from health_pipeline.sandbox.life import Day, Life, life_of
 from health_pipeline.sandbox.night import (
@@ -29,6 +31,7 @@ from health_pipeline.sandbox.night import (
     Night,
     nights,
 )
+from health_pipeline.sandbox.noise import Floats
 from health_pipeline.sandbox.oauth import Grant, OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH
 from health_pipeline.sandbox.routers import (
@@ -49,9 +52,33 @@ _EXERCISE_DAYS = 30
 _SCOPE = "accesslink.read_all"
 _DEVICE = "C0FFEE01"
 _STAGES = {AWAKE: 0, REM: 1, LIGHT: 3, DEEP: 4}
+_ZONES = ("SEDENTARY", "LIGHT", "MODERATE")
 _EPOCHS_A_MINUTE = 60 // EPOCH_SECONDS
 _WORKOUT, _SLEEP = SOURCES.index("workout"), SOURCES.index("sleep")
 _SPEED = {"running": 0.29, "walking": 0.36, "cycling": 0.62, "hiking": 0.22}
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """The minutes whose wall clock shows one date, as the watch saw them: `time` in epoch seconds.
+
+    `clock` is what it showed, in seconds since 1970. What was off the wrist counts as nothing.
+    """
+
+    time: Ints
+    clock: Ints
+    worn: Flags
+    steps: Ints
+    kcal: Floats
+    moving: Flags
+
+    @property
+    def total_steps(self) -> int:
+        return int(self.steps.sum())
+
+    @property
+    def end(self) -> int:
+        return int(self.time[-1]) + 60
 
 
 class _ApiError(Exception):
@@ -84,6 +111,7 @@ def _samples() -> dict[str, SampleRequest]:
     }
     return {
         **{f"{name}.json": SampleRequest(path, days) for name, path in by_days.items()},
+        "activity_samples.json": SampleRequest("/v3/users/activities/samples/2026-08-29"),
         "continuous_heart_rate.json": SampleRequest("/v3/users/continuous-heart-rate/2026-08-28"),
         "exercise.json": SampleRequest("/v3/exercises"),
         "nightly_recharge.json": SampleRequest("/v3/users/nightly-recharge/2026-08-30"),
@@ -128,12 +156,14 @@ class API(ProviderApi):
         router.add_api_route("/users/continuous-heart-rate/{date}", self._heart_rate, methods=["GET"])
         for path, of_day in (
             ("/users/activities", self._activity),
+            ("/users/activities/samples", self._activity_samples),
             ("/users/cardio-load/date", self._cardio_load),
             ("/users/biosensing/skintemperature", self._skin_temperature),
             ("/users/biosensing/spo2", self._spo2),
             ("/users/biosensing/bodytemperature", lambda handle, day: None),
         ):
             router.add_api_route(path, self._by_days(of_day), methods=["GET"])
+        router.add_api_route("/users/activities/samples/{date}", self._samples_of_day, methods=["GET"])
         router.add_api_route("/users/{user_id}", self._user, methods=["GET", "DELETE"])
         return router
 
@@ -188,14 +218,14 @@ class API(ProviderApi):
         today = life.timeline.local(now).date()
         values: list[TrueValue] = []
         for day in life.days(start, end):
-            lived = activity(life, day)
-            if day.end + SYNC_DELAY <= now and lived.worn.any():
-                active = _active_kcal(life, day)
+            watched = self._watched(handle, day)
+            if watched is not None:
+                active = _active_kcal(watched)
                 values += [
-                    TrueValue("steps", day.date, lived.recorded_steps, 0),
-                    TrueValue("distance", day.date, _walked(life, day), 0.001),
+                    TrueValue("steps", day.date, watched.total_steps, 0),
+                    TrueValue("distance", day.date, _walked(life, watched), 0.001),
                     TrueValue("calories_burned", day.date, active, 0),
-                    TrueValue("total_calories", day.date, active + _basal_kcal(life, day), 0),
+                    TrueValue("total_calories", day.date, active + _basal_kcal(life, day, watched), 0),
                 ]
             night = self._night(handle, day)
             if night is None or night.wake + SYNC_DELAY > now:
@@ -214,6 +244,12 @@ class API(ProviderApi):
         return values
 
     # The days of a person
+
+    def _watched(self, handle: str, day: Day) -> _Watched | None:
+        """The calendar day, once it is over and synced; None where the watch was not worn."""
+        watched = _calendar_day(self._lives[handle], day.date)
+        is_over = watched.time.size and watched.end + SYNC_DELAY <= self.sandbox.now().timestamp()
+        return watched if is_over and watched.worn.any() else None
 
     def _night(self, handle: str, day: Day) -> Night | None:
         """The night of a day as it now stands; Polar keeps one a date."""
@@ -351,23 +387,53 @@ class API(ProviderApi):
         return _json(found)
 
     def _activity(self, handle: str, day: Day) -> dict[str, Any] | None:
-        life = self._lives[handle]
-        lived = activity(life, day)
-        if not lived.worn.any() or day.end + SYNC_DELAY > self.sandbox.now().timestamp():
+        life, watched = self._lives[handle], self._watched(handle, day)
+        if watched is None:
             return None
-        active = _active_kcal(life, day)
-        moving = int((lived.worn & (lived.met >= 1.5) & ~lived.asleep & ~lived.lying).sum())
+        active, moving = _active_kcal(watched), int(watched.moving.sum())
         return {
             "start_time": f"{day.date}T00:00:00",
             "end_time": f"{day.date}T23:59:59",
             "active_duration": f"PT{moving // 60}H{moving % 60}M",
-            "inactive_duration": f"PT{int(lived.worn.sum()) - moving}M",
-            "daily_activity": round(100 * lived.recorded_steps / life.person.daily_steps, 1),
-            "calories": active + _basal_kcal(life, day),
+            "inactive_duration": f"PT{int(watched.worn.sum()) - moving}M",
+            "daily_activity": round(100 * watched.total_steps / life.person.daily_steps, 1),
+            "calories": active + _basal_kcal(life, day, watched),
             "active_calories": active,
-            "steps": lived.recorded_steps,
+            "steps": watched.total_steps,
             "inactivity_alert_count": day.index % 4,
-            "distance_from_steps": _walked(life, day),
+            "distance_from_steps": _walked(life, watched),
+        }
+
+    def _activity_samples(self, handle: str, day: Day) -> dict[str, Any] | None:
+        watched = self._watched(handle, day)
+        if watched is None:
+            return None
+        # A count that repeats is written once; after the clock was set, anew.
+        changes = (np.diff(watched.steps) != 0) | (np.diff(watched.clock) != 60)
+        written = np.concatenate([[True], changes])
+        levels = np.where(watched.moving, 2, np.where(watched.steps > 0, 1, 0))
+        zones = np.concatenate([[0], np.flatnonzero(np.diff(levels)) + 1])
+        return {
+            "date": day.date.isoformat(),
+            "steps": {
+                "interval_ms": 60_000,
+                "total_steps": watched.total_steps,
+                "samples": [
+                    {"steps": steps, "timestamp": _clock_text(clock)[:16]}
+                    for steps, clock in zip(
+                        watched.steps[written].tolist(), watched.clock[written].tolist(), strict=True
+                    )
+                ],
+            },
+            "activity_zones": {
+                "samples": [
+                    {"zone": _ZONES[level], "timestamp": _clock_text(clock)}
+                    for level, clock in zip(
+                        levels[zones].tolist(), watched.clock[zones].tolist(), strict=True
+                    )
+                ]
+            },
+            "inactivity_stamps": [],
         }
 
     def _cardio_load(self, handle: str, day: Day) -> dict[str, Any] | None:
@@ -526,6 +592,16 @@ class API(ProviderApi):
             raise _ApiError(_json({"error": f"ask for at most {_SPAN_DAYS} days"}, 400))
         return [day for day in life.days(max(EPOCH, start), min(end, today)) if day.start <= now]
 
+    async def _samples_of_day(self, request: Request, date: str) -> Response:
+        try:
+            handle = self._handle(request)
+            wanted = _date(date, None)
+        except _ApiError as error:
+            return error.response
+        day = self._lives[handle].day(wanted)
+        found = self._activity_samples(handle, day) if day is not None else None
+        return self._headers(_json(found)) if found else Response(status_code=204)
+
     async def _heart_rate(self, request: Request, date: str) -> Response:
         try:
             handle = self._handle(request)
@@ -570,17 +646,39 @@ def _date(text: str | None, default: dt.date | None) -> dt.date:
         raise _ApiError(_json({"error": "not a date"}, 400)) from error
 
 
-def _active_kcal(life: Life, day: Day) -> int:
-    lived = activity(life, day)
-    return round(float(body.active_kcal(life.person, lived)[lived.worn].sum()))
+@lru_cache(maxsize=512)
+def _calendar_day(life: Life, date: dt.date) -> _Watched:
+    """From midnight to midnight of the wall clock; a person's own days run from 04:00 to 04:00."""
+    parts = []
+    for day in life.days(max(EPOCH, date - 2 * _ONE_DAY), date + _ONE_DAY):
+        lived = activity(life, day)
+        time = day.start + 60 * np.arange(lived.met.size, dtype=np.int64)
+        # The offset changes at full quarters of an hour.
+        quarters, of_minute = np.unique(time // 900, return_inverse=True)
+        offsets = np.array([life.timeline.offset_seconds(900 * int(quarter)) for quarter in quarters])
+        moving = lived.worn & (lived.met >= 1.5) & ~lived.asleep & ~lived.lying
+        kcal = np.where(lived.worn, body.active_kcal(life.person, lived), 0.0)
+        steps = np.where(lived.worn, lived.steps, 0)
+        parts.append((time, time + offsets[of_minute], lived.worn, steps, kcal, moving))
+    time, clock, worn, steps, kcal, moving = (np.concatenate(column) for column in zip(*parts, strict=True))
+    shown = clock // 86_400 == (date - dt.date(1970, 1, 1)).days
+    return _Watched(time[shown], clock[shown], worn[shown], steps[shown], kcal[shown], moving[shown])
 
 
-def _basal_kcal(life: Life, day: Day) -> int:
-    return round(body.basal_kcal(life.person, day.date) * activity(life, day).met.size / 1440)
+def _clock_text(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _walked(life: Life, day: Day) -> float:
-    return round(activity(life, day).recorded_steps * body.step_length(life.person), 2)
+def _active_kcal(watched: _Watched) -> int:
+    return round(float(watched.kcal.sum()))
+
+
+def _basal_kcal(life: Life, day: Day, watched: _Watched) -> int:
+    return round(body.basal_kcal(life.person, day.date) * watched.time.size / 1440)
+
+
+def _walked(life: Life, watched: _Watched) -> float:
+    return round(watched.total_steps * body.step_length(life.person), 2)
 
 
 def _skin(day: Day) -> float:

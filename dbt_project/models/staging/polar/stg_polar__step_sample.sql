@@ -1,0 +1,1 @@
+{{ pending_model('polar', 'step_sample') }}
