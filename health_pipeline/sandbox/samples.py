@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import httpx
+import orjson
 
+from health_pipeline.sandbox import fitbit
 from health_pipeline.sandbox.app import create_app
 from health_pipeline.sandbox.files import (
     Unit,
@@ -20,6 +22,7 @@ from health_pipeline.sandbox.files import (
     write_libreview,
     write_nightscout,
 )
+from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.people import person
 
 #: A time at which all of it has come to be.
@@ -65,12 +68,28 @@ def _glucose(root: Path) -> None:
     write_nightscout(dana, start, start, root / "nightscout" / "entries.json")
 
 
+def _fitbit(root: Path) -> None:
+    """What somebody kept of the old Web API: a day with training, and the nights around it."""
+    life = life_of(person("ben"))
+    day, start, end = dt.date(2026, 8, 6), dt.date(2026, 8, 5), dt.date(2026, 8, 7)
+    answers = {
+        "activities_date": fitbit.day_of_activities(life, day),
+        "steps_15min": fitbit.steps_of_day(life, day, 15),
+        "heart_15min": fitbit.heart_of_day(life, day, 15),
+        "sleep": fitbit.sleeps(life, start, end),
+        "weight": fitbit.weighings(life, start, end),
+    }
+    for name, answer in answers.items():
+        (root / "fitbit" / f"{name}.json").write_bytes(orjson.dumps(answer))
+
+
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
-    for provider in ("dexcom_clarity", "libreview", "nightscout", "glucose_csv"):
+    for provider in ("dexcom_clarity", "fitbit", "libreview", "nightscout", "glucose_csv"):
         (root / provider).mkdir(parents=True, exist_ok=True)
     asyncio.run(_answers(root))
     _glucose(root)
+    _fitbit(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

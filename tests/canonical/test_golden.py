@@ -98,7 +98,11 @@ def _deliveries(lab: Lab, provider: Provider, api: ProviderApi | None) -> list[D
     found = []
     for number, path in enumerate(sorted((SAMPLES / provider.name).iterdir())):
         if api is None:
-            user, entity, context = lab.user(f"{provider.name} {path.stem}", "Europe/Berlin"), "readings", {}
+            user, entity, context = (
+                lab.user(f"{provider.name} {path.stem}", "Europe/Berlin"),
+                provider.entities[0].name,
+                {},
+            )
         else:
             zone = api.sandbox.people[api.sample_person].zone
             user, context = lab.user(provider.name, zone), dict(api.samples[path.name].context)
@@ -107,7 +111,7 @@ def _deliveries(lab: Lab, provider: Provider, api: ProviderApi | None) -> list[D
             continue  # who the person is, and the like
         found.append(
             Delivery(
-                *(provider.name, entity, user, provider.door, path.read_bytes()),
+                *(provider.name, entity, user, "upload" if api is None else "fetch", path.read_bytes()),
                 RECEIVED + dt.timedelta(seconds=number),
                 *(RECEIVED.date(), RECEIVED.date(), "application/json"),
                 time_zone="Europe/Berlin" if api is None else None,

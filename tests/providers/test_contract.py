@@ -44,15 +44,15 @@ DBT = ROOT / "dbt_project"
 GOLDEN = ROOT / "tests" / "canonical" / "golden"
 
 PROVIDERS = list(all_providers().values())
-#: Those whose API is shut down hold a name for old data and nothing else.
-LIVING = [provider for provider in PROVIDERS if provider.successor is None]
-FETCHED = [provider for provider in LIVING if provider.door == "fetch"]
+#: An API that is shut down holds a name for old data, and what was kept of it comes as files.
+LIVING = [provider for provider in PROVIDERS if provider.successor is None or provider.sniff is not None]
+FETCHED = [provider for provider in LIVING if provider.door == "fetch" and provider.successor is None]
 #: Entities that have raw objects of their own; the others are filled from these.
 WITH_OBJECTS = [
     pytest.param(provider, entity, id=f"{provider.name}-{entity.name}")
     for provider in LIVING
     for entity in provider.entities
-    if provider.door == "upload" or entity.endpoint is not None
+    if provider.sniff is not None or entity.endpoint is not None
 ]
 RECEIVED_AT = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 #: What Postgres takes for a name.
@@ -239,7 +239,7 @@ def test_samples_and_golden_rows_are_there(provider: Provider) -> None:
     folder = SAMPLES / provider.name
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     assert files, f"data/samples/{provider.name}: python -m health_pipeline.sandbox.samples"
-    if provider.door == "fetch":
+    if provider.sniff is None:
         assert files == set(apis()[provider.name].samples), "python -m health_pipeline.sandbox.samples"
     golden = GOLDEN / f"{provider.name}.csv"
     assert golden.is_file(), "WRITE_GOLDEN=1 pytest tests/canonical/test_golden.py, then check it by eye"
@@ -288,7 +288,7 @@ def parse(provider: Provider, entity: str, content: bytes, context: dict[str, st
     try:
         parsed = provider.parse(document)
     except UnreadableFileError as error:
-        assert provider.door == "upload" and str(error)
+        assert provider.sniff is not None and str(error)
         return None
     assert parsed.records_in == parsed.records_loaded + parsed.quarantine.num_rows + sum(
         parsed.skipped.values()
@@ -363,8 +363,10 @@ def test_samples_are_read_without_refusal_or_notes(provider: Provider) -> None:
     for entity, content, context in samples(provider):
         parsed = parse(provider, entity, content, context)
         assert parsed is not None
-        assert parsed.quarantine.num_rows == 0 or provider.door == "upload", parsed.quarantine.to_pylist()[:3]
-        assert parsed.notes == () or provider.door == "upload", f"{entity}: fields we do not know"
+        assert parsed.quarantine.num_rows == 0 or provider.sniff is not None, parsed.quarantine.to_pylist()[
+            :3
+        ]
+        assert parsed.notes == () or provider.sniff is not None, f"{entity}: fields we do not know"
         loaded += parsed.records_loaded
     assert loaded > 0
 

@@ -1,0 +1,20 @@
+select
+    user_id,
+    source,
+    log_id as source_record_id,
+    started_at,
+    started_at + make_interval(secs => duration_seconds) as ended_at,
+    utc_offset_minutes,
+    {{ local_day('started_at', 'utc_offset_minutes') }} as local_date,
+    replace(lower(coalesce(nullif(activity, ''), 'other')), ' ', '_') as activity,
+    null::text as intensity,
+    duration_seconds::integer as duration_seconds,
+    calories_kcal,
+    distance * case when distance_unit ilike 'mile%' then 1609.344 else 1000 end as distance_m,
+    average_heart_rate_bpm,
+    null::double precision as max_heart_rate_bpm,
+    elevation_gain_m,
+    false as is_deleted,
+    raw_object_id,
+    received_at
+from {{ ref('stg_fitbit__workout') }}
