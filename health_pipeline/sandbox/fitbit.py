@@ -1,4 +1,4 @@
-"""Answers of Fitbit's old Web API as people kept them: a day, its minutes, nights and weighings.
+"""Answers of Fitbit's old Web API as people kept them (a day, its minutes, nights, weighings), and research exports.
 
 Times are the wall clock of where the person then was, without an offset; distances are km and weights kg. Each
 function gives the answer of one request for local days that are over.
@@ -25,6 +25,7 @@ _ONE_DAY = dt.timedelta(days=1)
 _LEVELS = {AWAKE: "wake", REM: "rem", LIGHT: "light", DEEP: "deep"}
 #: Awakenings that are this short lie over the stage they interrupt, seconds.
 _SHORT_SECONDS = 180
+_PARTICIPANT = 1234567890
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,3 +256,51 @@ def weighings(life: Life, start: dt.date, end: dt.date) -> dict[str, Any]:
             }
         )
     return {"weight": found}
+
+
+def fitabase_daily(life: Life, start: dt.date, end: dt.date) -> str:
+    """A research export's `dailyActivity`: the days of one person, month first."""
+    lines = [
+        "Id,ActivityDate,TotalSteps,TotalDistance,TrackerDistance,VeryActiveMinutes,FairlyActiveMinutes,"
+        "LightlyActiveMinutes,SedentaryMinutes,Calories"
+    ]
+    for date in _dates(start, end):
+        said = day_of_activities(life, date)["summary"]
+        distance = said["distances"][0]["distance"]
+        minutes = (
+            said[f"{level}Minutes"] for level in ("veryActive", "fairlyActive", "lightlyActive", "sedentary")
+        )
+        values = (said["steps"], distance, distance, *minutes, said["caloriesOut"])
+        lines.append(",".join(map(str, (_PARTICIPANT, f"{date.month}/{date.day}/{date.year}", *values))))
+    return "\n".join(lines) + "\n"
+
+
+def fitabase_hourly_steps(life: Life, start: dt.date, end: dt.date) -> str:
+    """Its `hourlySteps`: hours of local days, 12-hour clock."""
+    lines = ["Id,ActivityHour,StepTotal"]
+    for date in _dates(start, end):
+        for part in steps_of_day(life, date, 60)["activities-steps-intraday"]["dataset"]:
+            hour = int(part["time"][:2])
+            clock = f"{(hour + 11) % 12 + 1}:00:00 {'AM' if hour < 12 else 'PM'}"
+            lines.append(f"{_PARTICIPANT},{date.month}/{date.day}/{date.year} {clock},{part['value']}")
+    return "\n".join(lines) + "\n"
+
+
+def fitabase_sleep(life: Life, start: dt.date, end: dt.date) -> str:
+    """Its `sleepDay`: minutes asleep and in bed of the sleeps that ended on a day."""
+    lines = ["Id,SleepDay,TotalSleepRecords,TotalMinutesAsleep,TotalTimeInBed"]
+    for date in _dates(start, end):
+        found = [one for one in sleeps(life, date, date)["sleep"] if one["dateOfSleep"] == str(date)]
+        if found:
+            sums = (
+                len(found),
+                sum(one["minutesAsleep"] for one in found),
+                sum(one["timeInBed"] for one in found),
+            )
+            day = f"{date.month}/{date.day}/{date.year} 12:00:00 AM"
+            lines.append(",".join(map(str, (_PARTICIPANT, day, *sums))))
+    return "\n".join(lines) + "\n"
+
+
+def _dates(start: dt.date, end: dt.date) -> list[dt.date]:
+    return [start + dt.timedelta(days=number) for number in range((end - start).days + 1)]

@@ -83,13 +83,27 @@ def _fitbit(root: Path) -> None:
         (root / "fitbit" / f"{name}.json").write_bytes(orjson.dumps(answer))
 
 
+def _fitabase(root: Path) -> None:
+    """Two weeks of one person, days and nights, and two days by the hour."""
+    life = life_of(person("ben"))
+    start, end = dt.date(2026, 8, 1), dt.date(2026, 8, 14)
+    exports = {
+        "daily_activity": fitbit.fitabase_daily(life, start, end),
+        "hourly_steps": fitbit.fitabase_hourly_steps(life, end - dt.timedelta(days=1), end),
+        "sleep_day": fitbit.fitabase_sleep(life, start, end),
+    }
+    for name, text in exports.items():
+        (root / "fitabase" / f"{name}.csv").write_text(text, encoding="utf-8")
+
+
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
-    for provider in ("dexcom_clarity", "fitbit", "libreview", "nightscout", "glucose_csv"):
+    for provider in ("dexcom_clarity", "fitabase", "fitbit", "libreview", "nightscout", "glucose_csv"):
         (root / provider).mkdir(parents=True, exist_ok=True)
     asyncio.run(_answers(root))
     _glucose(root)
     _fitbit(root)
+    _fitabase(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 
