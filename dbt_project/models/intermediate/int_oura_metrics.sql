@@ -9,6 +9,7 @@
         ('calories_burned', 'kcal', 'active_calories_kcal'),
         ('total_calories', 'kcal', 'total_calories_kcal'),
         ('active_minutes', 's', 'high_activity_time_seconds + medium_activity_time_seconds'),
+        ('sedentary_time', 's', 'sedentary_time_seconds'),
         ('activity_score', '{score}', 'score'),
     ],
     'daily_readiness': [
@@ -21,7 +22,10 @@
         ('stress_high_time', 's', 'stress_high_seconds'),
         ('recovery_high_time', 's', 'recovery_high_seconds'),
     ],
-    'daily_cardiovascular_age': [('vascular_age', 'a', 'vascular_age_years')],
+    'daily_cardiovascular_age': [
+        ('vascular_age', 'a', 'vascular_age_years'),
+        ('pulse_wave_velocity', 'm/s', 'pulse_wave_velocity_m_per_s'),
+    ],
     'vo2_max': [('vo2_max', 'mL/(kg.min)', 'vo2_max_ml_per_kg_min')],
 } -%}
 {%- set stamped = ['daily_activity', 'daily_readiness', 'daily_sleep', 'vo2_max'] -%}
