@@ -188,6 +188,70 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
 
 @main.command()
 @click.argument("provider")
+@click.option("--user", "handle", required=True, help="Who connects; made on first use.")
+@click.option("--timezone", "time_zone", help="Home zone of a new user, like Europe/Berlin.")
+@click.option("--port", type=int, help="Port of 127.0.0.1 to come back to; 8910. 0 takes a free one.")
+@click.option("--no-browser", is_flag=True, help="Print the address only.")
+@click.option(
+    "--redirect-uri",
+    help="Where the provider sends people back to, if that is not this machine; the address they end at is asked for.",
+)
+@click.option(
+    "--consent-days", type=int, help="The consent ends after so many days; without, when withdrawn."
+)
+@click.option("--days", default=30, show_default=True, help="Days of the first sync; 0 for none.")
+@click.option("--yes", is_flag=True, help="Do not ask whether a password may be kept.")
+def connect(
+    provider: str,
+    handle: str,
+    time_zone: str | None,
+    port: int | None,
+    no_browser: bool,
+    redirect_uri: str | None,
+    consent_days: int | None,
+    days: int,
+    yes: bool,
+) -> None:
+    """Connect a person's account at a provider, by their consent there, and fetch their last days."""
+    from health_pipeline.connections.vault import open_vault
+    from health_pipeline.runtime.connect import DEFAULT_PORT, Connecting
+    from health_pipeline.runtime.sync import last_days
+
+    window = last_days(days) if days else None
+    settings, warehouse = _open()
+    connecting = Connecting(
+        settings,
+        warehouse,
+        open_vault(settings),
+        provider,
+        handle,
+        time_zone=time_zone,
+        consent_days=consent_days,
+    )
+    click.echo(connecting.consent.text)
+
+    def show(address: str, opened: bool) -> None:
+        click.echo("Your browser was sent to:" if opened else "Open this address in your browser:")
+        click.echo(address)
+
+    if connecting.provider.password is not None:
+        if not yes:
+            click.confirm("Go on?", abort=True)
+        user_name = click.prompt("User name", err=True)
+        connecting.with_password(user_name, click.prompt("Password", hide_input=True, err=True))
+    elif redirect_uri is not None:
+        connecting.with_pasted_address(
+            redirect_uri, show, lambda: str(click.prompt("The address it ended at", err=True))
+        )
+    else:
+        connecting.with_browser(DEFAULT_PORT if port is None else port, show, browser=not no_browser)
+    click.echo(f"{connecting.provider.title} is connected for {handle}")
+    if window is not None:
+        _sync("sync", provider, handle, window)
+
+
+@main.command()
+@click.argument("provider")
 @click.option("--user", "handle", required=True, help="Whose account to ask.")
 @click.option("--days", default=7, show_default=True, help="So many days up to today (UTC).")
 def sync(provider: str, handle: str, days: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,15 +11,39 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from health_pipeline.connections.vault import Vault
-from health_pipeline.warehouse.models import ConnectorToken, ConsentEntry, ProviderAccount, User
+from health_pipeline.connections.vault import Vault, VaultError
+from health_pipeline.warehouse.models import (
+    ConnectorToken,
+    ConsentEntry,
+    Identity,
+    ProviderAccount,
+    User,
+    VaultKey,
+)
 
 #: A token is renewed when less than this is left of its life.
 REFRESH_BUFFER = dt.timedelta(minutes=5)
 
 
+#: Between a refusal of a refresh token and asking once more.
+_SECOND_TRY_SECONDS = 0.5
+#: Writers of tokens share this advisory lock; who changes the active key takes it alone.
+VAULT_LOCK = "vault:active-key"
+
+
 class ReconnectError(RuntimeError):
-    """The account's tokens are gone or refused; only the person can mend that, by connecting again."""
+    """The account's tokens are gone or refused; only the person can mend that, by connecting again.
+
+    `certain` where asking a second time would be of no use, or do harm.
+    """
+
+    def __init__(self, message: str, *, certain: bool = False) -> None:
+        super().__init__(message)
+        self.certain = certain
+
+
+class AccountTakenError(RuntimeError):
+    """The account at the provider is another user's here."""
 
 
 class RenewalError(RuntimeError):
@@ -65,12 +90,17 @@ def save_connection(
     tokens: Tokens | None,
     profile: Mapping[str, Any],
     consent_version: str,
+    consent_text: str | None = None,
+    consent_expires_at: dt.datetime | None = None,
 ) -> int:
-    """Store a connection, its tokens and the consent, in one transaction. Returns the account id.
+    """Store a connection, its tokens, the consent and the identity, in one transaction. Returns the account id.
 
-    `tokens` is None where the provider has none: an aggregator, whose own key is all there is.
+    `tokens` is None where the provider has none: an aggregator, whose own key is all there is. Raises
+    AccountTakenError, VaultError.
     """
     with engine.begin() as connection:
+        if provider_user_id is not None:
+            _claim_identity(connection, user_id, provider, provider_user_id, environment)
         values = {
             "provider_user_id": provider_user_id,
             "status": "active",
@@ -100,15 +130,69 @@ def save_connection(
                 event="granted",
                 scopes=[] if tokens is None else list(tokens.scopes),
                 text_version=consent_version,
+                text=consent_text,
+                expires_at=consent_expires_at,
             )
         )
     return account_id
 
 
+def system_of(provider: str, environment: str) -> str:
+    """What ops.identities calls a provider's ids; those of a sandbox mean nothing elsewhere."""
+    return f"sandbox:{provider}" if environment == "sandbox" else provider
+
+
+def _claim_identity(
+    connection: sa.Connection, user_id: int, provider: str, provider_user_id: str, environment: str
+) -> None:
+    """One account at a provider is one user's here: two would have each other's data, and webhooks no address."""
+    system = system_of(provider, environment)
+    connection.execute(
+        insert(Identity)
+        .values(system=system, external_id=provider_user_id, user_id=user_id)
+        .on_conflict_do_nothing()
+    )
+    owner = connection.execute(
+        sa.select(Identity.user_id, User.handle)
+        .join(User, User.user_id == Identity.user_id)
+        .where(Identity.system == system, Identity.external_id == provider_user_id)
+        .with_for_update(of=Identity)
+    ).one()
+    if owner.user_id == user_id:
+        return
+    connected = connection.execute(
+        sa.select(ProviderAccount.account_id).where(
+            ProviderAccount.user_id == owner.user_id,
+            ProviderAccount.provider == provider,
+            ProviderAccount.provider_user_id == provider_user_id,
+            ProviderAccount.status != "disconnected",
+        )
+    ).one_or_none()
+    if connected is not None:
+        raise AccountTakenError(
+            f"this account is connected as {owner.handle!r} already; disconnect it there first, or, where both are "
+            "one person, merge the two users (health-pipeline user merge)"
+        )
+    connection.execute(
+        sa.update(Identity)
+        .where(Identity.system == system, Identity.external_id == provider_user_id)
+        .values(user_id=user_id)
+    )
+
+
 def active_accounts(
     engine: sa.Engine, provider: str, user_ids: Sequence[int] | None = None
 ) -> list[ConnectedAccount]:
-    """The accounts to fetch for: every one that is not disconnected or waiting for its person."""
+    """The accounts to fetch for: active ones whose person's newest word is a consent that has not expired."""
+    consent = (
+        sa.select(ConsentEntry.event, ConsentEntry.expires_at)
+        .where(
+            ConsentEntry.user_id == ProviderAccount.user_id, ConsentEntry.provider == ProviderAccount.provider
+        )
+        .order_by(ConsentEntry.entry_id.desc())
+        .limit(1)
+        .lateral("consent")
+    )
     query = (
         sa.select(
             ProviderAccount.account_id,
@@ -120,7 +204,13 @@ def active_accounts(
             ProviderAccount.details["profile"]["time_zone"].astext.label("profile_time_zone"),
         )
         .join(User, User.user_id == ProviderAccount.user_id)
-        .where(ProviderAccount.provider == provider, ProviderAccount.status == "active")
+        .join(consent, sa.true())
+        .where(
+            ProviderAccount.provider == provider,
+            ProviderAccount.status == "active",
+            consent.c.event == "granted",
+            sa.or_(consent.c.expires_at.is_(None), consent.c.expires_at > sa.func.now()),
+        )
         .order_by(ProviderAccount.account_id)
     )
     if user_ids is not None:
@@ -135,7 +225,8 @@ def access_token(
     """A valid access token. Renews it when it is about to expire, or is the one the provider `rejected`.
 
     One renewal at a time an account: the row is locked and read again inside the lock, and the new pair is
-    committed before it is used. Raises ReconnectError, RenewalError, VaultError.
+    committed before it is used. A refusal counts when it is repeated: vendors refuse in passing faults, too.
+    Raises ReconnectError, RenewalError, VaultError.
     """
     stored = sa.select(ConnectorToken).where(ConnectorToken.account_id == account_id)
     with engine.connect() as connection:
@@ -150,12 +241,43 @@ def access_token(
             return token
         if row is None or row.refresh_token is None:
             raise ReconnectError("the account has no token that could be renewed; connect it again")
-        renewed = refresh(vault.decrypt(row.key_id, row.refresh_token))
+        # Before the old pair is spent: the new one has to be storable.
+        writing_key(connection, vault)
+        renewed = _renewed(refresh, vault.decrypt(row.key_id, row.refresh_token))
         if not renewed.scopes:
             # RFC 6749, 5.1: an answer without a scope means that it is what it was.
             renewed = replace(renewed, scopes=tuple(row.scopes))
         _save_tokens(connection, vault, account_id, renewed)
     return renewed.access_token
+
+
+def _renewed(refresh: Refresh, refresh_token: str) -> Tokens:
+    try:
+        return refresh(refresh_token)
+    except ReconnectError as error:
+        if error.certain:
+            raise
+    # Nobody can have renewed in between, since the row is ours.
+    time.sleep(_SECOND_TRY_SECONDS)
+    return refresh(refresh_token)
+
+
+def writing_key(connection: sa.Connection, vault: Vault) -> str:
+    """The id of the key to encrypt with, which stays that until the transaction ends. Raises VaultError."""
+    connection.execute(
+        sa.text("select pg_advisory_xact_lock_shared(hashtextextended(:name, 0))"), {"name": VAULT_LOCK}
+    )
+    active = sa.select(VaultKey.key_id).where(VaultKey.active)
+    key_id: str | None = connection.execute(active).scalar_one_or_none()
+    if key_id is None:
+        connection.execute(insert(VaultKey).values(key_id=vault.newest, active=True).on_conflict_do_nothing())
+        key_id = connection.execute(active).scalar_one()
+    if not vault.knows(key_id):
+        raise VaultError(
+            f"tokens are encrypted with the key {key_id} now, which is not among this process's; give it in "
+            "HEALTH_PIPELINE_VAULT_KEY, or the key file, and start again"
+        )
+    return key_id
 
 
 def record_success(engine: sa.Engine, account_id: int, at: dt.datetime, warning: str | None = None) -> None:
@@ -164,7 +286,10 @@ def record_success(engine: sa.Engine, account_id: int, at: dt.datetime, warning:
 
 
 def record_failure(engine: sa.Engine, account_id: int, message: str, *, reconnect: bool = False) -> None:
-    """A sync failed. `reconnect` takes the account out of fetching until its person connects it again."""
+    """A sync failed. `reconnect` takes the account out of fetching until its person connects it again.
+
+    An account that was disconnected meanwhile stays that, here and in `record_success`.
+    """
     values: dict[str, Any] = {"last_error": message}
     if reconnect:
         values["status"] = "error"
@@ -174,7 +299,9 @@ def record_failure(engine: sa.Engine, account_id: int, message: str, *, reconnec
 def _update(engine: sa.Engine, account_id: int, **values: Any) -> None:
     with engine.begin() as connection:
         connection.execute(
-            sa.update(ProviderAccount).where(ProviderAccount.account_id == account_id).values(**values)
+            sa.update(ProviderAccount)
+            .where(ProviderAccount.account_id == account_id, ProviderAccount.status != "disconnected")
+            .values(**values)
         )
 
 
@@ -188,11 +315,12 @@ def _usable(vault: Vault, row: Any, rejected: str | None) -> str | None:
 
 
 def _save_tokens(connection: sa.Connection, vault: Vault, account_id: int, tokens: Tokens) -> None:
-    key_id, access = vault.encrypt(tokens.access_token)
+    key_id = writing_key(connection, vault)
+    refresh_token = None if tokens.refresh_token is None else vault.encrypt(tokens.refresh_token, key_id)[1]
     values = {
         "key_id": key_id,
-        "access_token": access,
-        "refresh_token": None if tokens.refresh_token is None else vault.encrypt(tokens.refresh_token)[1],
+        "access_token": vault.encrypt(tokens.access_token, key_id)[1],
+        "refresh_token": refresh_token,
         "expires_at": tokens.expires_at,
         "scopes": list(tokens.scopes),
         "updated_at": sa.func.now(),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 
 from health_pipeline.connections import hosted_link, oauth, password
 from health_pipeline.connections.accounts import Tokens, save_connection
+from health_pipeline.connections.consent import Consent, consent_to
 from health_pipeline.connections.endpoints import Endpoint, endpoint_of
 from health_pipeline.connections.oauth import ConsentError
 from health_pipeline.connections.users import require_user
@@ -23,12 +26,12 @@ def save_consent(
     endpoint: Endpoint,
     user_id: int,
     granted: Tokens | Account,
-    consent_version: str,
+    consent: Consent,
 ) -> int:
     """What every way to consent ends with: ask whose account it is, and store it. Returns the account's id.
 
     `granted` is the tokens, or what an aggregator's page answered. Raises ConsentError, and nothing is stored,
-    where the provider does not say whose account it is.
+    where the provider does not say whose account it is; AccountTakenError.
     """
     tokens = granted if isinstance(granted, Tokens) else None
     try:
@@ -45,7 +48,9 @@ def save_consent(
             environment=endpoint.environment,
             tokens=tokens,
             profile=account.profile,
-            consent_version=consent_version,
+            consent_version=consent.version,
+            consent_text=consent.text,
+            consent_expires_at=consent.expires_at,
         )
     # Outside the handler: what it caught holds the request, and that holds the token.
     raise ConsentError(problem)
@@ -75,7 +80,8 @@ def connect_sandbox_person(
         granted = password.sign_in(provider, endpoint, sign_in["user_name"], sign_in["password"])
     else:
         granted = oauth.connect_with_hint(endpoint, handle)
-    return save_consent(warehouse, vault, provider, endpoint, user.user_id, granted, "sandbox-1")
+    consent = replace(consent_to(provider, handle), version="sandbox-1")
+    return save_consent(warehouse, vault, provider, endpoint, user.user_id, granted, consent)
 
 
 def _identify(

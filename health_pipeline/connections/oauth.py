@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import secrets
 import warnings
 from collections.abc import Mapping
@@ -82,10 +83,13 @@ def authorization(endpoint: Endpoint, redirect_uri: str, **extra: str) -> Author
 def exchange(endpoint: Endpoint, asked: Authorization, answer: str) -> Tokens:
     """Trade the address the provider redirected to (`answer`) for tokens. Raises ConsentError."""
     query = {key: values[0] for key, values in parse_qs(urlsplit(answer).query).items()}
-    if query.get("state") is None or not secrets.compare_digest(query["state"], asked.state):
+    state = query.get("state")
+    if state is None or not secrets.compare_digest(state.encode(), asked.state.encode()):
         raise ConsentError("the answer does not belong to this request (state differs); connect again")
     if "error" in query or "code" not in query:
-        raise ConsentError(f"the provider did not grant access ({query.get('error', 'no code')})")
+        # Anybody may have written the address, and terminals and pages show this.
+        said = re.sub(r"[^a-z0-9_ .-]", "", query.get("error", "no code").lower())[:60]
+        raise ConsentError(f"the provider did not grant access ({said})")
     from authlib.common.errors import AuthlibBaseError
 
     try:
@@ -152,7 +156,10 @@ def refresher(endpoint: Endpoint) -> Refresh:
                     f"the token endpoint refused to renew ({error.error}); try again later"
                 )
         except _UNUSABLE as error:
-            problem = RenewalError(f"the token endpoint gave no tokens ({_kind(error)}); try again later")
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (400, 401):
+                problem = ReconnectError(f"the provider refused the refresh token ({_kind(error)})")
+            else:
+                problem = RenewalError(f"the token endpoint gave no tokens ({_kind(error)}); try again later")
         # Outside the handler: what it caught holds the request, and that holds the token and our secret.
         raise problem
 

@@ -42,12 +42,15 @@ def refresher(provider: Provider, endpoint: Endpoint) -> Refresh:
             stored = json.loads(refresh_token)
             user_name, password = stored["user_name"], stored["password"]
         except (ValueError, TypeError, KeyError):
-            problem = ReconnectError("what is stored for this account is no user name and password")
+            problem = ReconnectError(
+                "what is stored for this account is no user name and password", certain=True
+            )
         else:
             try:
                 return _tokens(provider, endpoint, user_name, password)
             except (AuthorizationError, PermissionMissingError) as error:
-                problem = ReconnectError(str(error))
+                # Services lock an account to which a wrong password is sent again.
+                problem = ReconnectError(str(error), certain=True)
             except ProviderError as error:
                 problem = RenewalError(str(error))
         # Outside the handlers: what they caught holds the request, and that holds the password.

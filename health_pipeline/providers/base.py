@@ -310,6 +310,8 @@ class Provider:
     sign a request, `Authorization: Bearer` where it is None. `poll_hours` is how often to ask without a
     webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED. `successor`
     names the provider to connect in its place where its API is shut down: nothing is fetched from it.
+    `disconnect` ends the person's consent at the provider, its webhooks too, where that is a call of its API
+    rather than OAuth's revocation.
 
     `regions` are the hosts among which a provider divides its accounts, by name. One of them serves all where
     HEALTH_PIPELINE_<NAME>_REGION names it in place of `base_url`; `region_of` tells it of each access token
@@ -336,6 +338,7 @@ class Provider:
     enabled: bool = True
     fetch: FetchFunction | None = None
     identify: Callable[[ApiClient], Account] | None = None
+    disconnect: Callable[[ApiClient], None] | None = None
     sniff: SniffFunction | None = None
     successor: str | None = None
     #: Bumped when a parser's output changes, so that staged objects can be told from those to replay.

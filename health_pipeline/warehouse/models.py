@@ -99,7 +99,11 @@ class ConnectorToken(Base):
 
 
 class ConsentEntry(Base):
-    """Append-only ledger of what a user agreed to and withdrew."""
+    """Append-only ledger of what a user agreed to and withdrew; a trigger refuses changes.
+
+    The newest entry of a user and provider counts: nothing is fetched after a withdrawal or after `expires_at`.
+    `text` is what the person was shown, null where nobody was shown one.
+    """
 
     __tablename__ = "connector_consent_ledger"
 
@@ -109,10 +113,69 @@ class ConsentEntry(Base):
     event: orm.Mapped[str] = orm.mapped_column()
     scopes: orm.Mapped[list[str]] = orm.mapped_column(pg.ARRAY(sa.Text), server_default="{}")
     text_version: orm.Mapped[str]
+    text: orm.Mapped[str | None]
     expires_at: orm.Mapped[dt.datetime | None]
     recorded_at: orm.Mapped[dt.datetime] = _now()
 
-    __table_args__ = (sa.CheckConstraint("event in ('granted', 'withdrawn')", name="event"),)
+    __table_args__ = (
+        sa.CheckConstraint("event in ('granted', 'withdrawn')", name="event"),
+        sa.Index(None, "user_id", "provider", "entry_id"),
+    )
+
+
+class OAuthState(Base):
+    """One row a person on their way to consent. `state` itself is not kept, only its SHA-256.
+
+    Good once, until `expires_at`. `code_verifier` (PKCE) is encrypted by the vault.
+    """
+
+    __tablename__ = "oauth_states"
+
+    state_sha256: orm.Mapped[bytes] = orm.mapped_column(primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    provider: orm.Mapped[str]
+    redirect_uri: orm.Mapped[str]
+    key_id: orm.Mapped[str | None]
+    code_verifier: orm.Mapped[bytes | None]
+    consent_version: orm.Mapped[str]
+    consent_text: orm.Mapped[str]
+    consent_expires_at: orm.Mapped[dt.datetime | None]
+    created_at: orm.Mapped[dt.datetime] = _now()
+    expires_at: orm.Mapped[dt.datetime]
+    used_at: orm.Mapped[dt.datetime | None]
+
+
+class Identity(Base):
+    """What a system calls a user. Grain: system, id. `system` is a provider, or who else gives out ids.
+
+    A provider's sandbox is a system of its own (`sandbox:oura`); `handle` holds the names of users that were
+    merged into this one.
+    """
+
+    __tablename__ = "identities"
+    __table_args__ = (sa.Index(None, "user_id"),)
+
+    system: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    external_id: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    created_at: orm.Mapped[dt.datetime] = _now()
+
+
+class VaultKey(Base):
+    """One row a key that tokens were ever encrypted with, by its id. One of them is the active one.
+
+    Whoever writes a token does so with the active key, see `connections.accounts.writing_key`.
+    """
+
+    __tablename__ = "vault_keys"
+    __table_args__ = (
+        sa.Index("uq_vault_keys_active", "active", unique=True, postgresql_where=sa.text("active")),
+    )
+
+    key_id: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    active: orm.Mapped[bool]
+    created_at: orm.Mapped[dt.datetime] = _now()
+    retired_at: orm.Mapped[dt.datetime | None]
 
 
 class RawObject(Base):
