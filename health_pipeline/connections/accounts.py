@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -217,6 +218,18 @@ def active_accounts(
         query = query.where(ProviderAccount.user_id.in_(user_ids))
     with engine.connect() as connection:
         return [ConnectedAccount(*row) for row in connection.execute(query)]
+
+
+@contextmanager
+def while_connected(engine: sa.Engine, account_id: int) -> Iterator[bool]:
+    """Whether the account is connected; if so it is not disconnected before the block ends."""
+    with engine.begin() as connection:
+        status = connection.execute(
+            sa.select(ProviderAccount.status)
+            .where(ProviderAccount.account_id == account_id)
+            .with_for_update(read=True, key_share=False)
+        ).scalar_one_or_none()
+        yield status not in (None, "disconnected")
 
 
 def access_token(

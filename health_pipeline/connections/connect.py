@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
@@ -89,14 +90,21 @@ def _identify(
 ) -> Account:
     assert provider.identify is not None
     access_token = "" if tokens is None else tokens.access_token
-    with ApiClient(
+    with client_with(provider, endpoint, provider_user_id, lambda _renew: access_token) as client:
+        return provider.identify(client)
+
+
+def client_with(
+    provider: Provider, endpoint: Endpoint, provider_user_id: str | None, token: Callable[[bool], str]
+) -> ApiClient:
+    """A client for a call or two about one account."""
+    return ApiClient(
         provider.name,
         endpoint.base_url,
-        lambda _renew: access_token,
+        token,
         authorize=endpoint.authorizer(provider),
         regions=endpoint.regions,
         region_of=provider.region_of,
         interpret=provider.interpret,
         provider_user_id=provider_user_id,
-    ) as client:
-        return provider.identify(client)
+    )

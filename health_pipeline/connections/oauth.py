@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import re
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -164,6 +167,46 @@ def refresher(endpoint: Endpoint) -> Refresh:
         raise problem
 
     return refresh
+
+
+def revoke(endpoint: Endpoint, access_token: str, refresh_token: str | None) -> None:
+    """End the grant at the provider (RFC 7009, or as the vendor has it). Raises RenewalError."""
+    from authlib.common.errors import AuthlibBaseError
+
+    try:
+        oauth = _oauth(endpoint)
+        if oauth.revoke_url is None:
+            raise ValueError("this provider has no revocation")
+        with _client(endpoint, oauth) as client, _unlogged():
+            if oauth.revoke_parameter is not None:
+                answer = httpx.post(
+                    oauth.revoke_url, params={oauth.revoke_parameter: access_token}, timeout=_TIMEOUT
+                )
+            else:
+                answer = client.revoke_token(oauth.revoke_url, token=refresh_token or access_token)
+            answer.raise_for_status()
+            return
+    except AuthlibBaseError as error:
+        problem = f"the provider refused to revoke ({error.error})"
+    except _UNUSABLE as error:
+        problem = f"the provider did not revoke ({_kind(error)})"
+    # Outside the handler: what it caught holds the request, and that holds the token.
+    raise RenewalError(problem)
+
+
+_logging = ContextVar("_logging", default=True)
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).addFilter(lambda _record: _logging.get())
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """httpx logs addresses, and in this one is a token."""
+    before = _logging.set(False)
+    try:
+        yield
+    finally:
+        _logging.reset(before)
 
 
 #: What an answer that is no answer raises: no connection, a server error, a body without tokens.

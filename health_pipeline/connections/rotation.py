@@ -55,7 +55,9 @@ def _keys_to_use(engine: sa.Engine, settings: Settings) -> list[str]:
     keys = read_keys(settings)
     if settings.vault_key is not None:
         with engine.connect() as connection:
-            active = connection.execute(sa.select(VaultKey.key_id).where(VaultKey.active)).scalar_one_or_none()
+            active = connection.execute(
+                sa.select(VaultKey.key_id).where(VaultKey.active)
+            ).scalar_one_or_none()
         if len(keys) == 1 and active in (None, key_id(keys[0])):
             raise VaultError(
                 "put the new key before the old one in HEALTH_PIPELINE_VAULT_KEY (new,old), restart what runs, and "
@@ -126,7 +128,9 @@ def _encrypt_states_anew(engine: sa.Engine, vault: Vault) -> None:
     """The same for people on their way to consent; what cannot be read is of no use to anybody."""
     with engine.begin() as connection:
         connection.execute(
-            sa.delete(OAuthState).where(sa.or_(OAuthState.used_at.isnot(None), OAuthState.expires_at < sa.func.now()))
+            sa.delete(OAuthState).where(
+                sa.or_(OAuthState.used_at.isnot(None), OAuthState.expires_at < sa.func.now())
+            )
         )
         rows = connection.execute(
             sa.select(OAuthState.state_sha256, OAuthState.key_id, OAuthState.code_verifier)

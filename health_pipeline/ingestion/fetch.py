@@ -22,6 +22,7 @@ from health_pipeline.connections.accounts import (
     active_accounts,
     record_failure,
     record_success,
+    while_connected,
 )
 from health_pipeline.connections.endpoints import Endpoint, ProviderShutDownError, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
@@ -493,8 +494,12 @@ def _fetch_window(
                 )
             )
     finally:
-        # What came before an error is kept.
-        _keep(warehouse, store, deliveries, result)
+        # What came before an error is kept; what came after the person left is not.
+        with while_connected(warehouse.engine, account.account_id) as connected:
+            if connected:
+                _keep(warehouse, store, deliveries, result)
+        if not connected:
+            raise ReconnectError("the account was disconnected")
 
 
 def _keep(

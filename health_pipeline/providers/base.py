@@ -138,7 +138,8 @@ class OAuth:
     `token_params` are sent along with the standard ones, `refresh_params` with those of a renewal.
     `read_token_answer` turns the token endpoint's JSON into the standard's (RFC 6749, 5.1) where the vendor's
     is another; it raises ValueError for an answer that is an error in disguise.
-    `user_id_field` is the field of that answer that says whose account it is,
+    `revoke_parameter` is the query parameter in which the access token is revoked where that is not as in
+    RFC 7009. `user_id_field` is the field of that answer that says whose account it is,
     where one does. `discover(oauth, base_url)` completes this where every server has addresses of its own,
     the sandbox too; it raises httpx.HTTPError or ValueError.
     """
@@ -147,6 +148,7 @@ class OAuth:
     token_url: str
     scopes: tuple[str, ...]
     revoke_url: str | None = None
+    revoke_parameter: str | None = None
     pkce: bool = False
     rotates_refresh_token: bool = True
     scope_separator: str = " "

@@ -191,6 +191,11 @@ def interpret(response: httpx.Response, now: float) -> Verdict | None:
     return None
 
 
+def disconnect(client: ApiClient) -> None:
+    """Deregister the person, which Garmin demands of who disconnects them; its last event is the deregistration."""
+    client.request("DELETE", f"{_USER}/registration")
+
+
 def identify(client: ApiClient) -> Account:
     """Who the tokens belong to, and as `permissions` what they allowed."""
     user_id = _read(client, f"{_USER}/id")
@@ -407,4 +412,5 @@ PROVIDER = Provider(
     parse=parse,
     fetch=fetch,
     identify=identify,
+    disconnect=disconnect,
 )

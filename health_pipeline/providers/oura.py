@@ -421,6 +421,7 @@ PROVIDER = Provider(
         authorize_url="https://cloud.ouraring.com/oauth/authorize",
         token_url="https://api.ouraring.com/oauth/token",  # noqa: S106
         revoke_url="https://api.ouraring.com/oauth/revoke",
+        revoke_parameter="access_token",
         # The last three are not in the vendor's specification (it has spo2Daily for spo2); clients in use
         # ask for them, and are refused the data without.
         scopes=("personal", "daily", "heartrate", "workout", "spo2", "stress", "heart_health"),

@@ -127,6 +127,11 @@ def identify(client: ApiClient) -> Account:
     return Account(user_id)
 
 
+def disconnect(client: ApiClient) -> None:
+    """End the person's registration with this application, and with it the tokens."""
+    client.request("DELETE", f"{_USERS}/{client.provider_user_id}")
+
+
 _TOLD = {
     "EXERCISE": ("exercise",),
     # Of the recovery of a night nothing is told.
@@ -268,6 +273,7 @@ PROVIDER = Provider(
     parse=parse,
     fetch=fetch,
     identify=identify,
+    disconnect=disconnect,
     webhook=Webhook(
         carries="notice", scheme="HMAC-SHA256", events=events, verify=verify, challenge=challenge
     ),

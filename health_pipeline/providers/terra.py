@@ -177,6 +177,11 @@ def verify(request: WebhookRequest, secrets: Sequence[str]) -> bool:
     return sum(hmac.compare_digest(one, other) for one in expected for other in given) > 0
 
 
+def disconnect(client: ApiClient) -> None:
+    """End the connection; Terra tells it to the webhook, too."""
+    client.request("DELETE", "/auth/deauthenticateUser", {"user_id": client.provider_user_id})
+
+
 def events(body: bytes) -> tuple[Event, ...]:
     """What a webhook says. An event of a kind we do not know is `other`. Raises ValueError for no event at all.
 
@@ -277,4 +282,5 @@ PROVIDER = Provider(
     parse=parse,
     fetch=fetch,
     identify=identify,
+    disconnect=disconnect,
 )

@@ -306,6 +306,11 @@ def identify(client: ApiClient) -> Account:
     return Account(str(user_id))
 
 
+def disconnect(client: ApiClient) -> None:
+    """End the person's consent, and with it their webhooks."""
+    client.request("DELETE", "/v2/user/access")
+
+
 def interpret(response: httpx.Response, now: float) -> Verdict | None:
     """A good answer that was the last of its minute or day; X-RateLimit-Reset is a number of seconds."""
     if not response.is_success or response.headers.get("X-RateLimit-Remaining", "").strip() != "0":
@@ -498,4 +503,5 @@ PROVIDER = Provider(
     parse=parse,
     fetch=fetch,
     identify=identify,
+    disconnect=disconnect,
 )

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import orjson
@@ -91,29 +92,18 @@ def stage(
     RawStoreError, after all others are staged, where objects are missing or corrupt: they stay pending.
     """
     report = StagingReport(provider.name)
-    with warehouse.engine.connect() as guard:
-        # One load a provider at a time, whoever starts it: dlt's tables and the clean-up below need that.
-        guard.execute(
-            sa.text("select pg_advisory_lock(:key, hashtext(:provider))"),
-            {"key": _LOAD_LOCK % 2**31, "provider": provider.name},
-        )
-        guard.commit()
-        try:
-            with warehouse.engine.begin() as connection:
-                ensure_tables(connection, provider)
-                _remove_unfinished_loads(connection, provider)
-                pending = _pending_objects(connection, provider, window, replay=replay)
-            done = 0
-            unreadable: list[str] = []
-            for batch in _batches(pending):
-                unreadable += _load_batch(warehouse, store, provider, batch, report)
-                done += len(batch)
-                if on_progress is not None:
-                    on_progress(done, len(pending))
-        finally:
-            guard.rollback()
-            guard.execute(sa.text("select pg_advisory_unlock_all()"))
-            guard.commit()
+    with only_loader(warehouse, provider.name):
+        with warehouse.engine.begin() as connection:
+            ensure_tables(connection, provider)
+            _remove_unfinished_loads(connection, provider)
+            pending = _pending_objects(connection, provider, window, replay=replay)
+        done = 0
+        unreadable: list[str] = []
+        for batch in _batches(pending):
+            unreadable += _load_batch(warehouse, store, provider, batch, report)
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(pending))
     if unreadable:
         shown = "; ".join(unreadable[:_ERRORS_SHOWN]) + ("; …" if len(unreadable) > _ERRORS_SHOWN else "")
         what = "1 raw object" if len(unreadable) == 1 else f"{len(unreadable)} raw objects"
@@ -122,6 +112,23 @@ def stage(
             f"raw store: {shown}"
         )
     return report
+
+
+@contextmanager
+def only_loader(warehouse: Warehouse, provider: str) -> Iterator[None]:
+    """One at work on a provider's staging tables at a time, whoever starts it; others wait."""
+    with warehouse.engine.connect() as guard:
+        guard.execute(
+            sa.text("select pg_advisory_lock(:key, hashtext(:provider))"),
+            {"key": _LOAD_LOCK % 2**31, "provider": provider},
+        )
+        guard.commit()
+        try:
+            yield
+        finally:
+            guard.rollback()
+            guard.execute(sa.text("select pg_advisory_unlock_all()"))
+            guard.commit()
 
 
 def _pending_objects(
