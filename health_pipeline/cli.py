@@ -213,7 +213,6 @@ def connect(
     yes: bool,
 ) -> None:
     """Connect a person's account at a provider, by their consent there, and fetch their last days."""
-    from health_pipeline.connections.vault import open_vault
     from health_pipeline.runtime.connect import DEFAULT_PORT, Connecting
     from health_pipeline.runtime.sync import last_days
 
@@ -222,7 +221,6 @@ def connect(
     connecting = Connecting(
         settings,
         warehouse,
-        open_vault(settings),
         provider,
         handle,
         time_zone=time_zone,
@@ -248,6 +246,89 @@ def connect(
     click.echo(f"{connecting.provider.title} is connected for {handle}")
     if window is not None:
         _sync("sync", provider, handle, window)
+
+
+@main.command()
+@click.argument("provider")
+@click.option("--user", "handle", required=True, help="Whose account to end.")
+@click.option("--delete-data", is_flag=True, help="Erase all that came of it: kept bytes and every row.")
+@click.option("--yes", is_flag=True, help="Do not ask before erasing.")
+def disconnect(provider: str, handle: str, delete_data: bool, yes: bool) -> None:
+    """End a person's connection: withdraw consent, tell the provider, delete the tokens."""
+    from health_pipeline.runtime.disconnect import disconnect as end
+
+    settings, warehouse = _open()
+    if delete_data and not yes:
+        click.confirm(f"Erase all that {provider} ever sent of {handle}, for good?", abort=True)
+    with _status_line("disconnect") as say:
+        ended = end(settings, warehouse, provider, handle, delete_data=delete_data, say=say)
+    click.echo(ended.words())
+    if ended.problems:
+        raise click.ClickException("; ".join(ended.problems))
+
+
+@main.command()
+@click.option("--user", "handle", help="Of this user alone.")
+def accounts(handle: str | None) -> None:
+    """Show every connected account and how it is (exit code 1 where one needs somebody)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from health_pipeline.runtime.accounts import account_health
+
+    _, warehouse = _open()
+    shown = Table("user", "provider", "how it is", "last sync (UTC)", "consent until (UTC)", "why")
+    needy = False
+    for account in account_health(warehouse.engine, handle=handle):
+        needy = needy or account.needs_attention
+        synced = f"{account.last_sync_at:%Y-%m-%d %H:%M}" if account.last_sync_at else "never"
+        if account.consent_event != "granted":
+            until = account.consent_event or "none given"
+        else:
+            until = f"{account.consent_expires_at:%Y-%m-%d %H:%M}" if account.consent_expires_at else "open"
+        shown.add_row(account.handle, account.provider, account.state, synced, until, account.why or "")
+    Console(width=None if sys.stdout.isatty() else 180).print(shown)
+    if needy:
+        raise SystemExit(1)
+
+
+@main.group()
+def vault() -> None:
+    """The keys that people's tokens are encrypted with."""
+
+
+@vault.command("rotate")
+def vault_rotate() -> None:
+    """Encrypt every token with a new key while everything else goes on; the old one opens nothing after."""
+    from health_pipeline.runtime.accounts import rotate
+
+    settings, warehouse = _open()
+    rotation = rotate(warehouse.engine, settings)
+    click.echo(rotation.words(settings))
+    if rotation.unreadable:
+        numbers = ", ".join(map(str, rotation.unreadable))
+        raise click.ClickException(
+            f"no key reads the tokens of accounts {numbers}; they wait for their people"
+        )
+
+
+@main.group()
+def user() -> None:
+    """People, by the name that --user takes."""
+
+
+@user.command("merge")
+@click.argument("handle")
+@click.option("--into", required=True, help="Who they are; this user stays.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def user_merge(handle: str, into: str, yes: bool) -> None:
+    """Make one user of two that are the same person. It cannot be undone."""
+    from health_pipeline.runtime.users import merge_users
+
+    _, warehouse = _open()
+    if not yes:
+        click.confirm(f"Give all that is {handle}'s to {into}, for good?", abort=True)
+    click.echo(merge_users(warehouse, handle, into))
 
 
 @main.command()

@@ -238,7 +238,8 @@ def access_token(
     """A valid access token. Renews it when it is about to expire, or is the one the provider `rejected`.
 
     One renewal at a time an account: the row is locked and read again inside the lock, and the new pair is
-    committed before it is used. A refusal counts when it is repeated: vendors refuse in passing faults, too.
+    committed before it is used. A refusal counts when it is repeated, since vendors refuse in passing faults,
+    too; then the account is marked for its person to connect again, and nobody asks a third time.
     Raises ReconnectError, RenewalError, VaultError.
     """
     stored = sa.select(ConnectorToken).where(ConnectorToken.account_id == account_id)
@@ -254,14 +255,39 @@ def access_token(
             return token
         if row is None or row.refresh_token is None:
             raise ReconnectError("the account has no token that could be renewed; connect it again")
+        refused = _refused(connection, account_id)
+        if refused is not None:
+            raise ReconnectError(refused)
         # Before the old pair is spent: the new one has to be storable.
         writing_key(connection, vault)
-        renewed = _renewed(refresh, vault.decrypt(row.key_id, row.refresh_token))
-        if not renewed.scopes:
-            # RFC 6749, 5.1: an answer without a scope means that it is what it was.
-            renewed = replace(renewed, scopes=tuple(row.scopes))
-        _save_tokens(connection, vault, account_id, renewed)
-    return renewed.access_token
+        try:
+            renewed = _renewed(refresh, vault.decrypt(row.key_id, row.refresh_token))
+        except ReconnectError as error:
+            problem = error
+            connection.execute(
+                sa.update(ProviderAccount)
+                .where(ProviderAccount.account_id == account_id, ProviderAccount.status != "disconnected")
+                .values(status="error", last_error=str(error))
+            )
+        else:
+            if not renewed.scopes:
+                # RFC 6749, 5.1: an answer without a scope means that it is what it was.
+                renewed = replace(renewed, scopes=tuple(row.scopes))
+            _save_tokens(connection, vault, account_id, renewed)
+            return renewed.access_token
+    raise problem
+
+
+def _refused(connection: sa.Connection, account_id: int) -> str | None:
+    """Why the account waits for its person, None where it does not."""
+    account = connection.execute(
+        sa.select(ProviderAccount.status, ProviderAccount.last_error).where(
+            ProviderAccount.account_id == account_id
+        )
+    ).one_or_none()
+    return (
+        account.last_error or "refused before" if account is not None and account.status == "error" else None
+    )
 
 
 def _renewed(refresh: Refresh, refresh_token: str) -> Tokens:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from health_pipeline.connections import oauth, password
-from health_pipeline.connections.accounts import (
-    ReconnectError,
-    Refresh,
-    RenewalError,
-    access_token,
-    system_of,
-)
+from health_pipeline.connections import oauth
+from health_pipeline.connections.accounts import ReconnectError, RenewalError, access_token, system_of
 from health_pipeline.connections.connect import client_with
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
@@ -126,34 +120,45 @@ def _tell_provider(
         return None  # told before, or never connected
     if provider.password is not None:
         return None  # what there is to end is the password, and that is deleted
-    refresh = _refresher(provider, endpoint)
     try:
-        if provider.disconnect is not None:
-
-            def token(force_refresh: bool) -> str:
-                return "" if refresh is None else access_token(warehouse.engine, vault, account_id, refresh)
-
-            with client_with(provider, endpoint, account.provider_user_id, token) as client:
-                provider.disconnect(client)
-            return None
-        if endpoint.oauth is None or (endpoint.oauth.revoke_url is None and endpoint.oauth.discover is None):
-            return f"{provider.title} cannot be told by us; {by_hand}"
-        assert refresh is not None
-        current = access_token(warehouse.engine, vault, account_id, refresh)
-        with warehouse.engine.connect() as connection:
-            row = connection.execute(
-                sa.select(ConnectorToken).where(ConnectorToken.account_id == account_id)
-            ).one()
-        stored = None if row.refresh_token is None else vault.decrypt(row.key_id, row.refresh_token)
-        oauth.revoke(endpoint, current, stored)
+        told = _end_grant(warehouse, vault, provider, endpoint, account_id, account.provider_user_id)
     except ReconnectError:
         return None  # the grant is no more
     except (ProviderError, RenewalError, VaultError) as error:
         return f"{provider.title} could not be told ({error}); {by_hand}"
-    return None
+    return None if told else f"{provider.title} cannot be told by us; {by_hand}"
 
 
-def _refresher(provider: Provider, endpoint: Endpoint) -> Refresh | None:
-    if endpoint.oauth is not None:
-        return oauth.refresher(endpoint)
-    return None if provider.password is None else password.refresher(provider, endpoint)
+def _end_grant(
+    warehouse: Warehouse,
+    vault: Vault,
+    provider: Provider,
+    endpoint: Endpoint,
+    account_id: int,
+    provider_user_id: str | None,
+) -> bool:
+    """End the consent at the provider; False where it has no way to. Raises what its calls raise."""
+    last: str | None = None
+
+    def token(renew: bool) -> str:
+        nonlocal last
+        if endpoint.oauth is None:
+            return ""
+        rejected = last if renew else None
+        last = access_token(warehouse.engine, vault, account_id, oauth.refresher(endpoint), rejected=rejected)
+        return last
+
+    if provider.disconnect is not None:
+        with client_with(provider, endpoint, provider_user_id, token) as client:
+            provider.disconnect(client)
+        return True
+    if endpoint.oauth is None or (endpoint.oauth.revoke_url is None and endpoint.oauth.discover is None):
+        return False
+    current = token(False)
+    with warehouse.engine.connect() as connection:
+        row = connection.execute(
+            sa.select(ConnectorToken).where(ConnectorToken.account_id == account_id)
+        ).one()
+    stored = None if row.refresh_token is None else vault.decrypt(row.key_id, row.refresh_token)
+    oauth.revoke(endpoint, current, stored)
+    return True

@@ -1,5 +1,6 @@
 """What must hold, besides the dbt tests: nothing lost, nothing waiting, nobody disconnected in silence."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,24 +98,27 @@ def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=raw_key(provider),
         name="accounts_healthy",
-        description="No connected account waits for its person or failed at its last sync.",
+        description="No account is in error, expired or expiring, never synced, failing, or silent for longer than "
+        "its cadence; nobody's consent is over.",
     )
     def accounts_healthy(platform: Platform) -> dg.AssetCheckResult:
-        query = _text(
-            "select account_id, status, last_error from ops.provider_accounts where provider = :provider "
-            "and status <> 'disconnected' and (status = 'error' or last_error is not null) order by account_id"
-        )
-        with platform.warehouse().engine.connect() as connection:
-            troubled = connection.execute(query, {"provider": provider.name}).all()
+        from health_pipeline.connections.health import account_health
+
+        accounts = account_health(platform.warehouse().engine, provider=provider.name)
+        troubled = [account for account in accounts if account.needs_attention]
+        states = Counter(account.state for account in accounts)
         return dg.AssetCheckResult(
             passed=not troubled,
             severity=dg.AssetCheckSeverity.WARN,
             metadata={
                 "accounts_in_trouble": len(troubled),
+                "states": ", ".join(f"{state}: {count}" for state, count in sorted(states.items()))
+                or "no account",
+                # By number: events are kept for good, and names have no business there.
                 "accounts": dg.MetadataValue.md(
                     "\n".join(
-                        f"- account {row.account_id} ({row.status}): {row.last_error}"
-                        for row in troubled[:50]
+                        f"- account {each.account_id} ({each.state}): {_nameless(each.why, each.handle)}"
+                        for each in troubled[:50]
                     )
                     or "none"
                 ),
@@ -122,6 +126,10 @@ def _accounts_healthy(provider: Provider) -> dg.AssetChecksDefinition:
         )
 
     return accounts_healthy
+
+
+def _nameless(why: str | None, handle: str) -> str:
+    return (why or "").replace(f"--user {handle}", "--user …")
 
 
 @dg.asset_check(

@@ -21,7 +21,7 @@ from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfigure
 from health_pipeline.connections.flow import STATE_LIFETIME, Completed, StateError, begin, complete
 from health_pipeline.connections.oauth import ConsentError
 from health_pipeline.connections.users import ensure_user
-from health_pipeline.connections.vault import Vault, VaultError
+from health_pipeline.connections.vault import VaultError, open_vault
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import get
 from health_pipeline.settings import Settings
@@ -49,15 +49,15 @@ class Connecting:
         self,
         settings: Settings,
         warehouse: Warehouse,
-        vault: Vault,
         provider_name: str,
         handle: str,
         *,
         time_zone: str | None = None,
         consent_days: int | None = None,
     ) -> None:
-        """Raises LookupError for an unknown provider, ValueError, ProviderNotConfiguredError."""
-        self.settings, self.warehouse, self.vault = settings, warehouse, vault
+        """Raises LookupError for an unknown provider, ValueError, ProviderNotConfiguredError, VaultError."""
+        self.settings, self.warehouse = settings, warehouse
+        self.vault = open_vault(settings)
         self.provider: Provider = get(provider_name)
         self.endpoint: Endpoint = endpoint_of(self.provider, settings)
         self.handle = handle

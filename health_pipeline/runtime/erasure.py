@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -108,7 +108,7 @@ def delete_derived(connection: sa.Connection, user_id: int, source: str | None) 
     return deleted
 
 
-def _queue_days(connection: sa.Connection, tables: dict[str, set[str]], given: dict[str, object]) -> None:
+def _queue_days(connection: sa.Connection, tables: dict[str, set[str]], given: Mapping[str, object]) -> None:
     """Have the days the source has a part in computed anew by the next run, and what the engine makes of them."""
     if given["source"] is None:
         return  # there is nobody left to compute them for

@@ -317,19 +317,42 @@ def test_tokens_of_a_lost_key_are_told_and_kept(
         assert connection.exec_driver_sql("select count(*) from ops.connector_tokens").scalar() == 1
 
 
-def test_renewing_moves_tokens_to_the_newest_key(
-    warehouse: Warehouse, vault: Vault, endpoint: Endpoint, ada: Connected, settings: Settings
+def test_one_refusal_is_not_yet_a_revocation(
+    sandbox: RunningSandbox, warehouse: Warehouse, vault: Vault, endpoint: Endpoint, expired: Connected
 ) -> None:
-    new = Fernet.generate_key().decode()
-    rotated = Vault([new, *(settings.home_path / "vault.key").read_text().split()])
-    assert (
-        access_token(warehouse.engine, rotated, ada.account_id, refresher(endpoint))
-        == ada.tokens.access_token
-    )
-    renewed = access_token(
-        warehouse.engine, rotated, ada.account_id, refresher(endpoint), rejected=ada.tokens.access_token
-    )
-    assert access_token(warehouse.engine, Vault([new]), ada.account_id, refresher(endpoint)) == renewed
+    real, asked_with = refresher(endpoint), []
+
+    def refusing_once(token: str) -> Tokens:
+        asked_with.append(token)
+        if len(asked_with) == 1:
+            raise ReconnectError("the provider refused the refresh token (invalid_grant)")
+        return real(token)
+
+    token = access_token(warehouse.engine, vault, expired.account_id, refusing_once)
+    assert answers(endpoint, token) == 200
+    assert asked_with == [expired.tokens.refresh_token] * 2
+
+
+@pytest.mark.parametrize("status", [400, 401])
+def test_a_refusal_without_a_word_is_believed_when_it_is_repeated(
+    sandbox: RunningSandbox,
+    warehouse: Warehouse,
+    vault: Vault,
+    endpoint: Endpoint,
+    expired: Connected,
+    status: int,
+) -> None:
+    asked_at = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked_at.append(request.url)
+        return httpx.Response(status, text="no")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: refuse(request))
+        with pytest.raises(ReconnectError, match=str(status)):
+            access_token(warehouse.engine, vault, expired.account_id, refresher(endpoint))
+    assert len(asked_at) == 2
 
 
 def test_a_connection_is_whole_or_not_there(

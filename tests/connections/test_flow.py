@@ -75,7 +75,7 @@ class Waiting:
 def waiting(
     settings: Settings, warehouse: Warehouse, vault: Vault, name: str = "oura", handle: str = "ada"
 ) -> Iterator[Waiting]:
-    found = Waiting(Connecting(settings, warehouse, vault, name, handle, time_zone="Europe/Berlin"))
+    found = Waiting(Connecting(settings, warehouse, name, handle, time_zone="Europe/Berlin"))
     yield found
     if found.goes_on and found.back:  # let the thread end
         found.decide(decision="deny")
@@ -165,7 +165,7 @@ def test_an_answer_is_good_once(boxed: Settings, warehouse: Warehouse, vault: Va
 def test_two_who_come_with_one_answer_at_once_are_one(
     boxed: Settings, warehouse: Warehouse, vault: Vault
 ) -> None:
-    connecting = Connecting(boxed, warehouse, vault, "oura", "ada")
+    connecting = Connecting(boxed, warehouse, "oura", "ada")
     address = connecting._begin(ELSEWHERE)
     answer = httpx.get(httpx.URL(address).copy_merge_params({"login_hint": "ada"})).headers["location"]
     ended: list[object] = []
@@ -266,7 +266,7 @@ def test_a_machine_without_a_browser_takes_the_address_by_hand(
         page = httpx.URL(shown[0]).copy_merge_params({"login_hint": "ada"})
         return f" {httpx.get(page).headers['location']}\n"
 
-    connecting = Connecting(boxed, warehouse, vault, "google_health", "ada")
+    connecting = Connecting(boxed, warehouse, "google_health", "ada")
     completed = connecting.with_pasted_address(ELSEWHERE, lambda url, _: shown.append(url), person)
     assert active_accounts(warehouse.engine, "google_health")[0].account_id == completed.account_id
 
@@ -276,7 +276,7 @@ def test_a_port_that_is_taken_is_named(boxed: Settings, warehouse: Warehouse, va
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        connecting = Connecting(boxed, warehouse, vault, "oura", "ada")
+        connecting = Connecting(boxed, warehouse, "oura", "ada")
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken.*--port"):
             connecting.with_browser(port, lambda *_: None, browser=False)
 
@@ -285,7 +285,7 @@ def test_a_password_connects_and_a_wrong_one_does_not(
     boxed: Settings, warehouse: Warehouse, vault: Vault, sandbox: RunningSandbox
 ) -> None:
     known = httpx.get(f"{sandbox.url}/__accounts/librelinkup/ada").json()
-    connecting = Connecting(boxed, warehouse, vault, "librelinkup", "ada")
+    connecting = Connecting(boxed, warehouse, "librelinkup", "ada")
     with pytest.raises(ConsentError) as refused:
         connecting.with_password(known["user_name"], "password-canary")
     assert "canary" not in str(refused.value)
@@ -298,7 +298,7 @@ def test_a_consent_that_ends_stops_the_fetching(
     boxed: Settings, warehouse: Warehouse, vault: Vault, sandbox: RunningSandbox
 ) -> None:
     known = httpx.get(f"{sandbox.url}/__accounts/librelinkup/ada").json()
-    connecting = Connecting(boxed, warehouse, vault, "librelinkup", "ada", consent_days=30)
+    connecting = Connecting(boxed, warehouse, "librelinkup", "ada", consent_days=30)
     assert "until 20" in connecting.consent.text
     connecting.with_password(known["user_name"], known["password"])
     assert len(active_accounts(warehouse.engine, "librelinkup")) == 1

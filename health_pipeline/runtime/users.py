@@ -1,0 +1,117 @@
+"""`health-pipeline user merge`: two users that turn out to be one person."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from health_pipeline.connections.users import require_user
+from health_pipeline.runtime.erasure import delete_derived
+from health_pipeline.warehouse.connection import Warehouse
+
+
+class MergeError(RuntimeError):
+    """The two cannot be one person as things are; the message says what to do first."""
+
+
+#: Tables of a user whose rows move as they are.
+_MOVED = ("connector_consent_ledger", "oauth_states", "identities", "ingestion_jobs")
+#: Those with rows a metric, which make sense together only: what the user who stays has of a metric counts.
+_OF_METRICS = ("goals", "source_priorities")
+
+
+def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
+    """Give all that is one user's to another, in one transaction, and forget the first. Returns what was done.
+
+    Accounts, consents, identities, jobs and raw objects move; goals and ranks do where the other has none. What
+    was derived of the one is deleted: the next run derives it from the same objects for the other.
+
+    Raises LookupError for an unknown user, ValueError for one user twice, MergeError where both have an account
+    of the same provider that is in use.
+    """
+    if handle == into:
+        raise ValueError("a user cannot be merged into itself")
+    with warehouse.engine.begin() as connection:
+        source, target = require_user(connection, handle), require_user(connection, into)
+        ids = {"source": source.user_id, "target": target.user_id}
+
+        def run(statement: str) -> int:
+            return int(connection.execute(sa.text(statement), ids).rowcount)
+
+        run("select from ops.users where user_id in (:source, :target) order by user_id for update")
+        _check_accounts(connection, ids, into)
+        # One of the two is in use at most; the other's tokens and windows go with it.
+        run(
+            "delete from ops.provider_accounts as lesser using ops.provider_accounts as better "
+            "where better.provider = lesser.provider and (lesser.user_id, better.user_id) in "
+            "((:source, :target), (:target, :source)) and lesser.status = 'disconnected' "
+            "and (better.status <> 'disconnected' or lesser.user_id = :source)"
+        )
+        accounts = run("update ops.provider_accounts set user_id = :target where user_id = :source")
+        for table in _MOVED:
+            run(f"update ops.{table} set user_id = :target where user_id = :source")  # noqa: S608
+        for table in _OF_METRICS:
+            run(
+                f"update ops.{table} set user_id = :target where user_id = :source and metric_type not in "  # noqa: S608
+                f"(select metric_type from ops.{table} where user_id = :target)"
+            )
+        objects = _move_objects(connection, ids)
+        delete_derived(connection, source.user_id, None)
+        run("update ops.users set time_zone = coalesce(time_zone, (select time_zone from ops.users "
+            "where user_id = :source)) where user_id = :target")  # fmt: skip
+        run("delete from ops.users where user_id = :source")
+        connection.execute(
+            sa.text(
+                "insert into ops.identities (system, external_id, user_id) values ('handle', :handle, :target) "
+                "on conflict (system, external_id) do update set user_id = excluded.user_id"
+            ),
+            {"handle": handle, **ids},
+        )
+    return (
+        f"{handle} is {into} now: {accounts} accounts and {objects:,} raw objects moved; the next run derives the rest "
+        "(health-pipeline refresh)"
+    )
+
+
+def _check_accounts(connection: sa.Connection, ids: dict[str, int], into: str) -> None:
+    both = connection.execute(
+        sa.text(
+            "select provider from ops.provider_accounts where user_id in (:source, :target) "
+            "and status <> 'disconnected' group by provider having count(*) = 2 order by provider"
+        ),
+        ids,
+    ).scalars()
+    names = ", ".join(both)
+    if names:
+        raise MergeError(
+            f"both have an account of {names} in use; disconnect the one that is not to be {into}'s first"
+        )
+
+
+def _move_objects(connection: sa.Connection, ids: dict[str, int]) -> int:
+    """Raw objects change whose they are; their keys, which nobody reads anything from, stay."""
+    subjects = {
+        row.user_id: row.subject_id
+        for row in connection.execute(
+            sa.text(
+                "select user_id, subject_id from ops.subjects where user_id in (:source, :target) for update"
+            ),
+            ids,
+        )
+    }
+    mine, theirs = subjects.get(ids["source"]), subjects.get(ids["target"])
+    if mine is None:
+        return 0
+    given = {"mine": mine, "theirs": theirs, **ids}
+    if theirs is None:
+        connection.execute(
+            sa.text("update ops.subjects set user_id = :target where user_id = :source"), given
+        )
+        counted = connection.execute(
+            sa.text("select count(*) from ops.raw_objects where subject_id = :mine"), given
+        )
+        return int(counted.scalar_one())
+    moved = connection.execute(
+        sa.text("update ops.raw_objects set subject_id = :theirs where subject_id = :mine"), given
+    ).rowcount
+    connection.execute(sa.text("delete from ops.subjects where subject_id = :mine"), given)
+    return int(moved)
