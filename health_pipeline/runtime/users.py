@@ -39,6 +39,7 @@ def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
 
         run("select from ops.users where user_id in (:source, :target) order by user_id for update")
         _check_accounts(connection, ids, into)
+        consents = _consents_in_force(connection, ids)
         # One of the two is in use at most; the other's tokens and windows go with it.
         run(
             "delete from ops.provider_accounts as lesser using ops.provider_accounts as better "
@@ -49,6 +50,15 @@ def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
         accounts = run("update ops.provider_accounts set user_id = :target where user_id = :source")
         for table in _MOVED:
             run(f"update ops.{table} set user_id = :target where user_id = :source")  # noqa: S608
+        for entry_id in consents:
+            # The ledger keeps both stories; what counts is the last word about the account that is in use.
+            run(
+                "insert into ops.connector_consent_ledger (user_id, provider, event, scopes, text_version, text, "
+                "expires_at) select user_id, provider, event, scopes, text_version, text, expires_at "
+                f"from ops.connector_consent_ledger as said where entry_id = {entry_id} and exists "  # noqa: S608
+                "(select from ops.connector_consent_ledger as later where later.user_id = said.user_id "
+                "and later.provider = said.provider and later.entry_id > said.entry_id)"
+            )
         for table in _OF_METRICS:
             run(
                 f"update ops.{table} set user_id = :target where user_id = :source and metric_type not in "  # noqa: S608
@@ -85,6 +95,16 @@ def _check_accounts(connection: sa.Connection, ids: dict[str, int], into: str) -
         raise MergeError(
             f"both have an account of {names} in use; disconnect the one that is not to be {into}'s first"
         )
+
+
+def _consents_in_force(connection: sa.Connection, ids: dict[str, int]) -> list[int]:
+    """The newest entry of the ledger for each account that is in use, by its number."""
+    query = (
+        "select max(entry_id) from ops.connector_consent_ledger inner join ops.provider_accounts "
+        "using (user_id, provider) where user_id in (:source, :target) and status <> 'disconnected' "
+        "group by user_id, provider order by 1"
+    )
+    return [int(entry_id) for entry_id in connection.execute(sa.text(query), ids).scalars()]
 
 
 def _move_objects(connection: sa.Connection, ids: dict[str, int]) -> int:
