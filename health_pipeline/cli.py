@@ -292,6 +292,19 @@ def accounts(handle: str | None) -> None:
         raise SystemExit(1)
 
 
+@main.command("import-connections")
+@click.argument("source")
+@click.option(
+    "--system", default="health_connections", show_default=True, help="What to call the older system."
+)
+def import_connections(source: str, system: str) -> None:
+    """Take over an older system's connections from a CSV file or a SCHEMA.TABLE: user_id, service_type, status."""
+    from health_pipeline.runtime.legacy import import_connections as take_over
+
+    _, warehouse = _open()
+    click.echo(take_over(warehouse, source, system).words())
+
+
 @main.group()
 def vault() -> None:
     """The keys that people's tokens are encrypted with."""

@@ -34,8 +34,8 @@ def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
         source, target = require_user(connection, handle), require_user(connection, into)
         ids = {"source": source.user_id, "target": target.user_id}
 
-        def run(statement: str) -> int:
-            return int(connection.execute(sa.text(statement), ids).rowcount)
+        def run(statement: str, **more: int) -> int:
+            return int(connection.execute(sa.text(statement), {**ids, **more}).rowcount)
 
         run("select from ops.users where user_id in (:source, :target) order by user_id for update")
         _check_accounts(connection, ids, into)
@@ -55,9 +55,10 @@ def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
             run(
                 "insert into ops.connector_consent_ledger (user_id, provider, event, scopes, text_version, text, "
                 "expires_at) select user_id, provider, event, scopes, text_version, text, expires_at "
-                f"from ops.connector_consent_ledger as said where entry_id = {entry_id} and exists "  # noqa: S608
+                "from ops.connector_consent_ledger as said where entry_id = :entry and exists "
                 "(select from ops.connector_consent_ledger as later where later.user_id = said.user_id "
-                "and later.provider = said.provider and later.entry_id > said.entry_id)"
+                "and later.provider = said.provider and later.entry_id > said.entry_id)",
+                entry=entry_id,
             )
         for table in _OF_METRICS:
             run(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from queue import Queue
+from contextlib import closing
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from connecting import connect, order
+from consenting import waiting
 
 from health_pipeline.connections.accounts import AccountTakenError, active_accounts
 from health_pipeline.connections.endpoints import Endpoint
@@ -32,55 +31,6 @@ def boxed(settings: Settings, sandbox: RunningSandbox) -> Settings:
     return settings.model_copy(update={"sandbox_url": sandbox.url})
 
 
-class Waiting:
-    """A `connect` under way in a thread: the address it printed, and how it ends."""
-
-    def __init__(self, connecting: Connecting) -> None:
-        self._shown: Queue[str] = Queue()
-        self._ended: Queue[Completed | BaseException] = Queue()
-        self._connecting = connecting
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self.address = self._shown.get(timeout=20)
-        query = httpx.URL(self.address).params
-        self.back = query.get("redirect_uri", "")
-
-    def _run(self) -> None:
-        try:
-            self._ended.put(
-                self._connecting.with_browser(0, lambda url, _: self._shown.put(url), browser=False)
-            )
-        except BaseException as error:
-            self._ended.put(error)
-
-    def decide(self, **choice: str) -> httpx.Response:
-        """What the person does on the provider's page; gives the page they end at."""
-        address = httpx.URL(self.address).copy_merge_params(choice)
-        return httpx.get(address, follow_redirects=True, timeout=30)
-
-    def end(self) -> Completed:
-        found = self._ended.get(timeout=20)
-        self._thread.join()
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    @property
-    def goes_on(self) -> bool:
-        self._thread.join(0.2)
-        return self._thread.is_alive()
-
-
-@contextmanager
-def waiting(
-    settings: Settings, warehouse: Warehouse, vault: Vault, name: str = "oura", handle: str = "ada"
-) -> Iterator[Waiting]:
-    found = Waiting(Connecting(settings, warehouse, name, handle, time_zone="Europe/Berlin"))
-    yield found
-    if found.goes_on and found.back:  # let the thread end
-        found.decide(decision="deny")
-
-
 def stored(warehouse: Warehouse) -> dict[str, int]:
     tables = ("provider_accounts", "connector_tokens", "connector_consent_ledger", "identities")
     with warehouse.engine.connect() as connection:
@@ -98,7 +48,7 @@ WITH_A_PAGE = [provider.name for provider in connectable() if provider.password 
 def test_every_provider_with_a_page_connects_through_it(
     boxed: Settings, warehouse: Warehouse, vault: Vault, name: str
 ) -> None:
-    with waiting(boxed, warehouse, vault, name) as under_way:
+    with waiting(boxed, warehouse, name) as under_way:
         shown = under_way.decide(login_hint="ada")
         assert shown.status_code == 200
         assert f"{get(name).title} is connected" in shown.text
@@ -121,7 +71,7 @@ def test_every_provider_with_a_page_connects_through_it(
 def test_denied_consent_ends_the_command_and_stores_nothing(
     boxed: Settings, warehouse: Warehouse, vault: Vault
 ) -> None:
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         shown = under_way.decide(decision="deny")
         assert shown.status_code == 400
         assert "Oura is not connected" in shown.text
@@ -135,7 +85,7 @@ def test_denied_consent_ends_the_command_and_stores_nothing(
 def test_an_answer_to_nobodys_request_is_told_so_and_the_right_one_is_still_waited_for(
     boxed: Settings, warehouse: Warehouse, vault: Vault, query: str
 ) -> None:
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         shown = httpx.get(f"{under_way.back}?{query}")
         assert shown.status_code == 400
         assert "not an answer to a request of ours" in shown.text
@@ -148,13 +98,13 @@ def test_an_answer_to_nobodys_request_is_told_so_and_the_right_one_is_still_wait
 
 
 def test_an_answer_is_good_once(boxed: Settings, warehouse: Warehouse, vault: Vault) -> None:
-    with waiting(boxed, warehouse, vault) as first:
+    with waiting(boxed, warehouse) as first:
         sent_back = httpx.get(httpx.URL(first.address).copy_merge_params({"login_hint": "ada"}))
         answer = httpx.URL(sent_back.headers["location"])
         assert httpx.get(answer).status_code == 200
         first.end()
     before = stored(warehouse)
-    with waiting(boxed, warehouse, vault) as second:
+    with waiting(boxed, warehouse) as second:
         again = httpx.get(httpx.URL(second.back).copy_with(query=answer.query))
         assert again.status_code == 400
         assert "This answer was used already" in again.text
@@ -188,7 +138,7 @@ def test_two_who_come_with_one_answer_at_once_are_one(
 def test_an_answer_that_comes_too_late_is_told_so_and_ends_the_command(
     boxed: Settings, warehouse: Warehouse, vault: Vault
 ) -> None:
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         with warehouse.engine.begin() as connection:
             lifetime = connection.exec_driver_sql("select expires_at - created_at from ops.oauth_states")
             assert 595 < lifetime.scalar_one().total_seconds() < 605
@@ -205,7 +155,7 @@ def test_an_answer_at_another_address_is_not_taken(
     boxed: Settings, warehouse: Warehouse, vault: Vault
 ) -> None:
     """As when two commands wait at once, and somebody swaps the ports."""
-    with waiting(boxed, warehouse, vault) as mine, waiting(boxed, warehouse, vault, handle="ben") as other:
+    with waiting(boxed, warehouse) as mine, waiting(boxed, warehouse, handle="ben") as other:
         sent_back = httpx.get(httpx.URL(mine.address).copy_merge_params({"login_hint": "ada"}))
         swapped = httpx.URL(other.back).copy_with(query=httpx.URL(sent_back.headers["location"]).query)
         shown = httpx.get(swapped)
@@ -217,7 +167,7 @@ def test_an_answer_at_another_address_is_not_taken(
 
 
 def test_other_paths_of_the_port_are_nothing(boxed: Settings, warehouse: Warehouse, vault: Vault) -> None:
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         shown = httpx.get(under_way.back.replace(CALLBACK_PATH, "/favicon.ico"))
         assert shown.status_code == 404
         assert under_way.goes_on
@@ -226,7 +176,7 @@ def test_other_paths_of_the_port_are_nothing(boxed: Settings, warehouse: Warehou
 def test_a_code_that_the_provider_refuses_ends_the_command(
     boxed: Settings, warehouse: Warehouse, vault: Vault
 ) -> None:
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         state = httpx.URL(under_way.address).params["state"]
         shown = httpx.get(f"{under_way.back}?code=canary&state={state}")
         assert "refused the code (invalid_grant)" in shown.text
@@ -237,11 +187,11 @@ def test_a_code_that_the_provider_refuses_ends_the_command(
 
 
 def test_one_account_at_a_provider_is_one_users(boxed: Settings, warehouse: Warehouse, vault: Vault) -> None:
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         under_way.decide(login_hint="ada")
         under_way.end()
     before = stored(warehouse)
-    with waiting(boxed, warehouse, vault, handle="also-ada") as under_way:
+    with waiting(boxed, warehouse, handle="also-ada") as under_way:
         shown = under_way.decide(login_hint="ada")
         assert "connected as &#x27;ada&#x27; already" in shown.text
         with pytest.raises(AccountTakenError, match="merge the two users"):
@@ -249,7 +199,7 @@ def test_one_account_at_a_provider_is_one_users(boxed: Settings, warehouse: Ware
     assert stored(warehouse) == before
     with warehouse.engine.begin() as connection:
         connection.exec_driver_sql("update ops.provider_accounts set status = 'disconnected'")
-    with waiting(boxed, warehouse, vault, handle="also-ada") as under_way:
+    with waiting(boxed, warehouse, handle="also-ada") as under_way:
         under_way.decide(login_hint="ada")
         completed = under_way.end()
     with warehouse.engine.connect() as connection:
@@ -330,7 +280,7 @@ def test_a_provider_that_is_down_says_so(
     boxed: Settings, warehouse: Warehouse, vault: Vault, sandbox: RunningSandbox
 ) -> None:
     order(sandbox.url, "server_error", path_contains="oauth/token")
-    with waiting(boxed, warehouse, vault) as under_way:
+    with waiting(boxed, warehouse) as under_way:
         assert "try again" in under_way.decide(login_hint="ada").text
         with pytest.raises(ConsentError, match="try again"):
             under_way.end()
