@@ -201,6 +201,8 @@ def drive(settings: Settings, warehouse: Warehouse, sandbox: RunningSandbox, sea
         ).scalar_one()
         user_id = connection.exec_driver_sql("select user_id from ops.users").scalar_one()
     assert told == "error"
+    # One who is on their way as the search begins.
+    search.secrets.add(httpx.URL(connecting._begin(BACK)).params["state"])
     for name in ("google_health", *accounts):
         disconnect(warehouse, vault, settings, get(name), user_id)
 
