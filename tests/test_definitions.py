@@ -138,6 +138,10 @@ def test_polling_costs_nothing_where_nobody_is_connected(
         connection.exec_driver_sql(
             f"insert into ops.provider_accounts (user_id, provider, status) values ({user}, 'dexcom', 'active')"
         )
+        connection.exec_driver_sql(
+            "insert into ops.connector_consent_ledger (user_id, provider, event, text_version) "
+            f"values ({user}, 'dexcom', 'granted', 'test-1')"
+        )
     # Nobody to ask: to try it would give a failed run every two hours.
     assert "HEALTH_PIPELINE_DEXCOM_CLIENT_ID" in str(tick("poll_dexcom", at).skip_message)
     monkeypatch.setenv("HEALTH_PIPELINE_SANDBOX_URL", "http://127.0.0.1:9")

@@ -55,7 +55,7 @@ class Search:
     @contextlib.contextmanager
     def watching_processes(self) -> Iterator[None]:
         def watch() -> None:
-            while not self._ended.wait(0.05):
+            while not self._ended.wait(0.2):
                 for path in Path("/proc").glob("[0-9]*/cmdline"):
                     with contextlib.suppress(OSError):
                         self.arguments.add(path.read_bytes())
@@ -68,11 +68,15 @@ class Search:
             self._ended.set()
             thread.join()
 
-    def hits(self) -> list[str]:
+    def hits(self) -> tuple[set[str], list[str]]:
+        """Where was looked, and where something was found."""
         needles = [needle for secret in self.secrets for needle in _ways_to_write(secret)]
-        return sorted(
-            {where for where, content in self._everything() if any(each in content for each in needles)}
-        )
+        places, found = set(), set()
+        for where, content in self._everything():
+            places.add(where)
+            if any(each in content for each in needles):
+                found.add(where)
+        return places, sorted(found)
 
     def _everything(self) -> Iterator[tuple[str, bytes]]:
         yield "log", self._logged.text.encode()
@@ -107,10 +111,12 @@ def _rows(url: str) -> Iterator[tuple[str, bytes]]:
             )
         ).scalars()
         for table in list(tables):
-            for row in connection.exec_driver_sql(f"select * from {table}"):
-                for value in row:
-                    raw = isinstance(value, memoryview | bytes)
-                    yield f"table {table}", bytes(value) if raw else str(value).encode()
+            values = (
+                bytes(value) if isinstance(value, memoryview | bytes) else str(value).encode()
+                for row in connection.exec_driver_sql(f"select * from {table}")
+                for value in row
+            )
+            yield f"table {table}", b"\n".join(values)
 
 
 @pytest.fixture
@@ -221,16 +227,14 @@ def test_no_token_lies_anywhere_and_the_search_would_find_it(
         drive(boxed, warehouse, sandbox, search)
     captured = capfdbinary.readouterr()
     search.printed = captured.out + captured.err
-    looked_at = {where.split()[0] for where, _ in search._everything()}
-    assert looked_at == {"log", "printed", "process", "file", "table"}
-    names = {where for where, _ in search._everything()}
+    names, found = search.hits()
+    assert found == []
+    assert {name.split()[0] for name in names} == {"log", "printed", "process", "file", "table"}
     assert {"table public.event_logs", "table public.runs", "table ops.oauth_states"} <= names
     assert {"file manifest.json", "file run_results.json", "file state.json", "file dagster.yaml"} <= names, (
         names
     )
     assert len(search.secrets) > 15
-
-    assert search.hits() == []
 
     # The search is worth something: it finds one that is put there.
     canary = sorted(search.secrets, key=len)[-1]
@@ -248,7 +252,7 @@ def test_no_token_lies_anywhere_and_the_search_would_find_it(
             sa.text("update event_logs set event = event || :it where id = (select max(id) from event_logs)"),
             {"it": canary},
         )
-    assert search.hits() == [
+    assert search.hits()[1] == [
         "file left.json",
         "log",
         "printed",
