@@ -133,7 +133,7 @@ def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 
 
 def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
-    from health_pipeline.engine import forecast
+    from health_pipeline.engine import backtest, forecast
 
     users = array_literal(scope.user_ids)
     goals = engine_tables.read_frame(
@@ -157,7 +157,7 @@ def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         inner join health.daily_metrics as daily
             on daily.user_id = users.user_id
             and daily.metric_type = metrics.metric_type
-            and daily.local_date > ends.last_day - {forecast.WINDOW_DAYS}
+            and daily.local_date > ends.last_day - {backtest.HISTORY_DAYS}
         """,  # noqa: S608
     )
     return forecast.forecasts(daily, goals, valid_ranges=ranges)

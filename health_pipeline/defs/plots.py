@@ -51,7 +51,7 @@ def plot_recovery(warehouse: Warehouse) -> dg.MetadataValue[Any]:
 
 
 def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
-    """Forecasts towards a goal (else of resting heart rate): 30 days past, the line, and the 80 % fan."""
+    """Forecasts towards a goal (else of resting heart rate): 30 days past, the line, and the 90 % fan."""
     forecasts = read_frame(
         warehouse,
         f"""
@@ -88,7 +88,7 @@ def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
             axis.axhline(row["target_value"], color="grey", linewidth=0.8, linestyle="--")
         name = str(row["metric_type"]).replace("_", " ")
         axis.set_title(f"Person {row['user_id']}: {name} ({row['unit']})", fontsize=9, loc="left")
-    figure.suptitle("Forecast: last 30 days, line, 80 % range; dashed: goal", fontsize=11)
+    figure.suptitle("Forecast: last 30 days, line, 90 % range; dashed: goal", fontsize=11)
     return _markdown(figure, "Forecasts for 30 days")
 
 

@@ -1,15 +1,19 @@
 """Where a metric is heading: a line through the last 30 days, how sure it is, and when it meets a goal.
 
-The line is ordinary least squares of the daily values on the day. Intervals are those of the textbook
-(Draper & Smith 1998, ch. 1), widened by sqrt((1 + r) / (1 - r)) with r the lag-1 autocorrelation of the
+The line is ordinary least squares of the daily values on the day; Theil and Sen's median of slopes stands
+beside it, which a minority of odd days does not move. The slope's intervals are those of the textbook (Draper
+& Smith 1998, ch. 1; Sen 1968), widened by sqrt((1 + r) / (1 - r)) with r the lag-1 autocorrelation of the
 residuals, because one day's value resembles the day before's and the textbook assumes it does not. Estimated
-from n residuals of a fitted trend, r comes out too low by (2 + 4r) / n to first order; that is put back
-before r is held within 0 and 0.9. What is left is an approximation: a series that wanders (a random walk) is
-still covered less often than promised.
+from n residuals of a fitted trend, r comes out too low by (2 + 4r) / n to first order; that is put back, r is
+averaged over the 30-day windows of the last 180 days that have the values, and held within 0 and 0.9. There
+is a trend only where both intervals exclude 0.
+
+What is forecast is the candidate that a back-test on the person's own history favours (see `backtest`), with
+the interval of its own past errors. Without the 101 days this takes, it is the line, with the textbook's
+interval widened as above.
 
 R squared is stored as a description of the fit and is never evidence of a trend: strongly autocorrelated
-values without any trend reach 0.4 as easily as not. Whether there is one is decided by the widened 95 %
-interval of the slope alone.
+values without any trend reach 0.4 as easily as not.
 """
 
 from __future__ import annotations
@@ -22,7 +26,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from health_pipeline.engine import wording
+from health_pipeline.engine import backtest, wording
+from health_pipeline.engine.backtest import (
+    FLAT,
+    HISTORY_DAYS,
+    HORIZONS,
+    LEVEL,
+    MIN_DAYS,
+    WINDOW_DAYS,
+    Backtest,
+    median_of_sorted,
+    pairwise_slopes,
+)
 from health_pipeline.engine.baselines import METRICS
 from health_pipeline.engine.frames import (
     BoolArray,
@@ -43,14 +58,14 @@ from health_pipeline.engine.frames import (
     user_ids,
 )
 
-WINDOW_DAYS = 30
-MIN_DAYS = 14
-HORIZONS = (7, 14, 30)
-#: A date is not given further off than this many times the days the line was seen on.
+#: A date is not given further off than this many times the days the line was seen on,
 MAX_DATE_OF_HISTORY = 2
+#: nor where the later end of its 80 % range is more days off.
+MAX_DATE_DAYS = 180
 RECENT_DAYS = 7
 MIN_RECENT_DAYS = 3
 MAX_AUTOCORRELATION = 0.9
+_PATHS = 199
 #: Forecast for everybody who has them; other metrics only where there is a goal.
 DEFAULT_METRICS = (
     "glucose",
@@ -76,17 +91,22 @@ GOAL_COLUMNS = ("user_id", "metric_type", "target_value", "target_date")
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """One forecast each: the last 30 days of one user's metric, oldest first, NaN where there is no value.
+    """One forecast each: the last 180 days of one user's metric, oldest first, NaN where there is no value.
 
-    `values` is 30 x series; the last row is `as_of`.
+    `history` is 180 x series; the last row is `as_of`.
     """
 
     user_id: IntArray
     metric: IntArray
     source: IntArray
     as_of: IntArray
-    values: FloatArray
+    history: FloatArray
     rows: DailyRows
+
+    @property
+    def values(self) -> FloatArray:
+        """The window: the last 30 days."""
+        return self.history[-WINDOW_DAYS:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,8 @@ class _Line:
     r_squared: FloatArray
     residual_sd: FloatArray
     autocorrelation: FloatArray
+    #: Value minus line, days x series.
+    residual: FloatArray
 
     @property
     def widening(self) -> FloatArray:
@@ -114,10 +136,10 @@ class _Line:
         return width
 
     def half_width(self, day: float) -> FloatArray:
-        """Half of the widened 80 % interval of a value on `day`."""
+        """Half of the widened 90 % interval of a value on `day`."""
         leverage = 1.0 / np.maximum(self.n, 1) + (day - self.mean_day) ** 2 / self.sxx
         width: FloatArray = (
-            _t_quantile(self.n, 0.9) * self.widening * self.residual_sd * np.sqrt(1.0 + leverage)
+            _t_quantile(self.n, 0.5 + LEVEL / 2) * self.widening * self.residual_sd * np.sqrt(1.0 + leverage)
         )
         return width
 
@@ -140,16 +162,23 @@ def forecasts(
     (or null). `valid_ranges` (metric_type, low, high) bounds predictions to what a body can do.
 
     Columns: `source`, `n_days`, `window_start`, `window_end` (the first and last day of the window),
-    `slope_per_day`, `slope_low`, `slope_high` (95 %), `intercept_value` (the line's value on `as_of_date`),
-    `r_squared` (null for a constant series), `residual_sd`, `autocorrelation`, `predicted_7d`,
-    `low_7d`, `high_7d` (80 %) and the same for 14 and 30 days, `target_value`, `target_date`,
-    `projected_date`, `projected_reason`, `sentence`.
+    `slope_per_day`, `slope_low`, `slope_high` (95 %), `theil_sen_slope`, `theil_sen_low`, `theil_sen_high`
+    (95 %), `intercept_value` (the line's value on `as_of_date`), `r_squared` (null for a constant series),
+    `residual_sd`, `autocorrelation`, `method` (the winning candidate; `ols` without a back-test),
+    `interval_method` (`conformal`, `student_t` where the errors are too few for a quantile, `regression`
+    without a back-test), `predicted_7d`, `low_7d`, `high_7d` (90 %), `mase_naive_7d`, `mase_drift_7d` (the
+    winner's mean absolute error over that of the last value and of drift), `coverage_7d` (share of the newer
+    half of the errors within the interval of the older half), `n_origins_7d` (errors) and the same for 14 and
+    30 days, `target_value`, `target_date`, `projected_date`, `projected_date_low`, `projected_date_high`
+    (80 %), `projected_reason`, `sentence`.
 
     `projected_reason` is, in this order: `too_few_days`; `no_goal`; `reached` (the median of the last 7 days,
     of at least 3, is at or beyond the target; where it depends on the person which way is better, it has
     crossed the target since the window began or is within the metric's resolution of it);
-    `slope_not_different_from_zero`; `wrong_direction`; `too_far` (later than twice the span of days the line
-    was fitted to); `on_course`, the only one with a date.
+    `slope_not_different_from_zero`; `wrong_direction`; `no_better_than_average` (a candidate without a trend
+    won the back-test); `too_far` (later than twice the span of days the line was fitted to, or too unsure for
+    a last day); `on_course`, the only one with a date: the median and the middle 80 % of the days on which
+    lines drawn from the uncertainty of the fitted one meet the target.
 
     Raises `ValueError` where a column is missing, a user has two goals for one metric, or `daily` contradicts
     itself.
@@ -157,10 +186,17 @@ def forecasts(
     targets = _targets(goals)
     series = _series(daily, targets, as_of)
     names = names_of(series.rows.metrics, series.metric)
-    line = _fit(series.values)
+    autocorrelation = _autocorrelation(series.history)
+    line = _fit(series.values, autocorrelation)
+    robust = _theil_sen(series.values, line)
+    past = backtest.backtest(series.history, autocorrelation)
+    tested = np.array([winner is not None for winner in past.winner], dtype=bool) & (line.n >= MIN_DAYS)
     target, target_day = _of_series(series, names, targets)
     half = line.slope_half_width()
-    reason, projected = _projection(series, names, line, target, half)
+    has_trend = (np.abs(line.slope) > half) & (robust[1] * robust[2] > 0)
+    flat = tested & np.isin(past.winner.astype(str), FLAT)
+    reason, projected = _projection(series, names, line, target, has_trend, flat)
+    method, interval_method = _methods(tested, line.n >= MIN_DAYS, past)
     frame: dict[str, Any] = {
         "user_id": series.user_id,
         "metric_type": text(names),
@@ -172,24 +208,49 @@ def forecasts(
         "slope_per_day": line.slope,
         "slope_low": line.slope - half,
         "slope_high": line.slope + half,
+        "theil_sen_slope": robust[0],
+        "theil_sen_low": robust[1],
+        "theil_sen_high": robust[2],
         "intercept_value": line.level,
         "r_squared": line.r_squared,
         "residual_sd": line.residual_sd,
         "autocorrelation": line.autocorrelation,
+        "method": text(method),
+        "interval_method": text(interval_method),
     }
     low, high = _bounds(names, valid_ranges)
-    for horizon in HORIZONS:
-        middle, width = line.level + line.slope * horizon, line.half_width(horizon)
+    for at, horizon in enumerate(HORIZONS):
+        middle = np.where(tested, past.predicted[at], line.level + line.slope * horizon)
+        width = np.where(tested, past.half_width[at], line.half_width(horizon))
         frame[f"predicted_{horizon}d"] = np.clip(middle, low, high)
         frame[f"low_{horizon}d"] = np.clip(middle - width, low, high)
         frame[f"high_{horizon}d"] = np.clip(middle + width, low, high)
+        frame[f"mase_naive_{horizon}d"] = np.where(tested, past.mase_naive[at], np.nan)
+        frame[f"mase_drift_{horizon}d"] = np.where(tested, past.mase_drift[at], np.nan)
+        frame[f"coverage_{horizon}d"] = np.where(tested, past.coverage[at], np.nan)
+        frame[f"n_origins_{horizon}d"] = past.n_origins[at]
     result = pd.DataFrame(frame)
     result["target_value"] = target
     result["target_date"] = target_day
-    result["projected_date"] = _optional_dates(projected)
+    for column, days in zip(
+        ("projected_date", "projected_date_low", "projected_date_high"), projected, strict=True
+    ):
+        result[column] = _optional_dates(days)
     result["projected_reason"] = text(reason)
-    result["sentence"] = text(np.array(_sentences(result, _recent_median(series.values)), dtype=object))
+    result["sentence"] = text(
+        np.array(_sentences(result, has_trend, _recent_median(series.values)), dtype=object)
+    )
     return result
+
+
+def _methods(tested: BoolArray, enough: BoolArray, past: Backtest) -> tuple[TextArray, TextArray]:
+    """Which candidate forecasts, and where its interval is from; None under 14 days."""
+    method, interval = np.full(len(tested), None, dtype=object), np.full(len(tested), None, dtype=object)
+    method[enough], interval[enough] = "ols", "regression"
+    method[tested] = past.winner[tested]
+    interval[tested] = "conformal"
+    interval[tested & past.by_t] = "student_t"
+    return method, interval
 
 
 def _targets(goals: pd.DataFrame) -> pd.DataFrame:
@@ -218,7 +279,9 @@ def _series(daily: pd.DataFrame, targets: pd.DataFrame, as_of: dt.date | None) -
     goal_metric = positions(targets["metric_type"], rows.metrics)
     if as_of is not None:
         end = day_number(as_of)
-        rows = rows.take((rows.day <= end) & (rows.day > end - WINDOW_DAYS))
+        rows = rows.take((rows.day <= end) & (rows.day > end - HISTORY_DAYS))
+        recent = rows.take(rows.day > end - WINDOW_DAYS)
+        rows = rows.take(_is_pair(rows.user_id, rows.metric, recent.user_id, recent.metric))
 
     wanted = np.isin(rows.metric, [rows.metrics.index(name) for name in DEFAULT_METRICS])
     wanted |= _is_pair(rows.user_id, rows.metric, goal_user, goal_metric)
@@ -230,16 +293,16 @@ def _series(daily: pd.DataFrame, targets: pd.DataFrame, as_of: dt.date | None) -
 
     of_row = np.cumsum(begins) - 1
     back = series_as_of[of_row] - rows.day
-    used = (back < WINDOW_DAYS) & (rows.source == source[of_row])
-    values = np.full((WINDOW_DAYS, len(last)), np.nan)
-    values[WINDOW_DAYS - 1 - back[used], of_row[used]] = rows.value[used]
+    used = (back < HISTORY_DAYS) & (rows.source == source[of_row])
+    values = np.full((HISTORY_DAYS, len(last)), np.nan)
+    values[HISTORY_DAYS - 1 - back[used], of_row[used]] = rows.value[used]
     if as_of is None:
         return _Series(user_id, metric, source, series_as_of, values, rows)
 
     silent = ~_is_pair(goal_user, goal_metric, user_id, metric)
     user_id, metric = np.append(user_id, goal_user[silent]), np.append(metric, goal_metric[silent])
     order = lexical_order(user_id, metric)
-    values = np.hstack([values, np.full((WINDOW_DAYS, int(silent.sum())), np.nan)])
+    values = np.hstack([values, np.full((HISTORY_DAYS, int(silent.sum())), np.nan)])
     return _Series(
         user_id[order],
         metric[order],
@@ -256,9 +319,9 @@ def _is_pair(user: IntArray, metric: IntArray, of_user: IntArray, of_metric: Int
     return np.asarray(pairs.isin(pd.MultiIndex.from_arrays([of_user, of_metric])), dtype=bool)
 
 
-def _fit(values: FloatArray) -> _Line:
-    """Least squares a series. Sums run over the days one after the other, so that a series' result does not
-    depend on how many stand beside it."""
+def _fit(values: FloatArray, autocorrelation: FloatArray) -> _Line:
+    """Least squares a series of 30 days. Sums run over the days one after the other, so that a series' result
+    does not depend on how many stand beside it."""
     day = np.arange(-(WINDOW_DAYS - 1), 1, dtype=np.float64)
     here = ~np.isnan(values)
     n = here.sum(axis=0).astype(np.int64)
@@ -297,26 +360,61 @@ def _fit(values: FloatArray) -> _Line:
         sxx,
         r_squared,
         np.sqrt(sse / (count - 2.0)),
-        np.where(enough, _autocorrelation(residual, sse, n), np.nan),
+        np.where(enough, autocorrelation, np.nan),
+        residual,
     )
 
 
-def _autocorrelation(residual: FloatArray, sse: FloatArray, n: IntArray) -> FloatArray:
-    """Lag-1 autocorrelation from pairs of days in a row, corrected for the fitted line, within 0 and 0.9."""
-    shared = np.zeros(residual.shape[1])
+def _autocorrelation(history: FloatArray) -> FloatArray:
+    """Lag-1 autocorrelation about a line, the mean over the windows of 30 days, within 0 and 0.9; 0 where no
+    window has the values. A line a window, so that a change of course long ago does not count as likeness."""
+    series = history.shape[1]
+    summed = np.zeros(series)
+    windows = np.zeros(series, dtype=np.int64)
+    for end in range(len(history), WINDOW_DAYS - 1, -WINDOW_DAYS):
+        found = _window_autocorrelation(_fit(history[end - WINDOW_DAYS : end], np.zeros(series)))
+        summed += np.nan_to_num(found)
+        windows += ~np.isnan(found)
+    return np.clip(summed / np.maximum(windows, 1), 0.0, MAX_AUTOCORRELATION)
+
+
+def _window_autocorrelation(line: _Line) -> FloatArray:
+    """From pairs of days in a row, corrected for the fitted line; NaN where there are none."""
+    residual, n = line.residual, line.n
+    shared, sse = np.zeros(residual.shape[1]), np.zeros(residual.shape[1])
     pairs = np.zeros(residual.shape[1], dtype=np.int64)
-    for row in range(1, WINDOW_DAYS):
-        both = ~np.isnan(residual[row]) & ~np.isnan(residual[row - 1])
-        shared += np.where(both, residual[row] * residual[row - 1], 0.0)
-        pairs += both
-    r = np.zeros(residual.shape[1])
-    usable = (pairs > 0) & (sse > 0)
+    for row in range(WINDOW_DAYS):
+        sse += np.nan_to_num(residual[row]) ** 2
+        if row:
+            products = residual[row] * residual[row - 1]
+            shared += np.nan_to_num(products)
+            pairs += ~np.isnan(products)
+    r = np.full(residual.shape[1], np.nan)
+    usable = (n >= MIN_DAYS) & (pairs > 0) & (sse > 0)
     r[usable] = (shared[usable] / pairs[usable]) / (sse[usable] / n[usable])
-    corrected = (n * r + 2.0) / np.maximum(n - 4.0, 1.0)
-    return np.where(usable, np.clip(corrected, 0.0, MAX_AUTOCORRELATION), 0.0)
+    corrected: FloatArray = (n * r + 2.0) / np.maximum(n - 4.0, 1.0)
+    return corrected
 
 
-def _t_quantile(n: IntArray, probability: float) -> FloatArray:
+def _theil_sen(values: FloatArray, line: _Line) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Median slope of each window and its 95 % interval (Sen 1968), the variance of Kendall's S widened for
+    autocorrelation. Where so few slopes carry no such interval, its ends are infinite: anything may be."""
+    ordered = pairwise_slopes(values)
+    slope = median_of_sorted(ordered)
+    count = (~np.isnan(ordered)).sum(axis=0)
+    n = line.n.astype(np.float64)
+    reach = 1.959963984540054 * line.widening * np.sqrt(n * (n - 1.0) * (2.0 * n + 5.0) / 18.0)
+    enough = line.n >= MIN_DAYS
+    below = np.where(enough, np.floor((count - reach) / 2.0) - 1.0, -1.0)
+    above = np.where(enough, np.ceil((count + reach) / 2.0), np.inf)
+    column = np.arange(len(n))
+    low = np.where(below >= 0, ordered[np.maximum(below, 0).astype(np.int64), column], -np.inf)
+    last = np.maximum(count - 1, 0)
+    high = np.where(above <= last, ordered[np.minimum(above, last).astype(np.int64), column], np.inf)
+    return tuple(np.where(enough, part, np.nan) for part in (slope, low, high))  # type: ignore[return-value]
+
+
+def _t_quantile(n: IntArray, probability: float | FloatArray) -> FloatArray:
     """Student's t for a line through `n` points, NaN for fewer than 14."""
     from scipy.special import stdtrit
 
@@ -343,9 +441,14 @@ def _of_series(
 
 
 def _projection(
-    series: _Series, names: TextArray, line: _Line, target: FloatArray, half: FloatArray
-) -> tuple[TextArray, IntArray]:
-    """Why there is or is no date, and the day number of the date (-1 for none)."""
+    series: _Series,
+    names: TextArray,
+    line: _Line,
+    target: FloatArray,
+    has_trend: BoolArray,
+    flat: BoolArray,
+) -> tuple[TextArray, tuple[IntArray, IntArray, IntArray]]:
+    """Why there is or is no date; the day numbers of the date and of both ends of its range (-1 for none)."""
     recent = _recent_median(series.values)
     started = line.level + line.slope * (line.first - (WINDOW_DAYS - 1.0))
     better = np.array([BETTER.get(name, 0) for name in names], dtype=np.float64)
@@ -356,31 +459,60 @@ def _projection(
 
     current = np.where(np.isnan(recent), line.level, recent)
     right_way = np.sign(line.slope) == np.sign(target - current)
-    certain = np.abs(line.slope) > half
-    steps = np.full(len(names), np.inf)
-    moving = certain & right_way
-    days_to_target = (target[moving] - line.level[moving]) / line.slope[moving]
-    # Rounding must not cost a day. The line may already be past a target that the recent median has not met:
-    # then tomorrow at the earliest.
-    steps[moving] = np.maximum(np.ceil(days_to_target - 1e-6), 1.0)
-    limit = MAX_DATE_OF_HISTORY * (WINDOW_DAYS - line.first)
+    steps = _days_to_target(line, target)
+    limit = np.minimum(MAX_DATE_OF_HISTORY * (WINDOW_DAYS - line.first), MAX_DATE_DAYS)
 
     reason = np.select(
         [
             line.n < MIN_DAYS,
             np.isnan(target),
             reached,
-            ~certain,
+            ~has_trend,
             ~right_way,
-            steps > limit,
+            flat,
+            (steps[0] > limit) | (steps[2] > MAX_DATE_DAYS),
         ],
-        ["too_few_days", "no_goal", "reached", "slope_not_different_from_zero", "wrong_direction", "too_far"],
+        [
+            "too_few_days",
+            "no_goal",
+            "reached",
+            "slope_not_different_from_zero",
+            "wrong_direction",
+            "no_better_than_average",
+            "too_far",
+        ],
         "on_course",
     ).astype(object)
     on_course = reason == "on_course"
-    projected = np.full(len(names), -1, dtype=np.int64)
-    projected[on_course] = series.as_of[on_course] + steps[on_course].astype(np.int64)
-    return reason, projected
+    projected = np.full((3, len(names)), -1, dtype=np.int64)
+    projected[:, on_course] = series.as_of[on_course] + steps[:, on_course].astype(np.int64)
+    return reason, (projected[0], projected[1], projected[2])
+
+
+def _days_to_target(line: _Line, target: FloatArray) -> FloatArray:
+    """Days until lines as the fitted one may be meet the target: median, 10 and 90 % of them; 3 x series.
+
+    The lines are drawn through the two independent errors of a regression, that of the mean and that of the
+    slope, at the points of a lattice (Roberts' R2) instead of by chance. A line that goes the other way
+    never arrives.
+    """
+    point = np.arange(1.0, _PATHS + 1.0)[:, None]
+    freedom = np.where(line.n >= MIN_DAYS, line.n, MIN_DAYS)
+    draws: list[FloatArray] = [
+        _t_quantile(freedom, (0.5 + step * point) % 1.0) for step in (0.7548776662466927, 0.5698402909980532)
+    ]
+    spread = line.widening * line.residual_sd
+    mean = line.level + line.slope * line.mean_day + draws[0] * spread / np.sqrt(np.maximum(line.n, 1))
+    slope = line.slope + draws[1] * spread / np.sqrt(line.sxx)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        arrival = line.mean_day + (target - mean) / slope
+    # Rounding must not cost a day. A line may already be past a target that the recent median has not met:
+    # then tomorrow at the earliest.
+    arrival = np.maximum(np.ceil(arrival - 1e-6), 1.0)
+    same_way = np.sign(slope) == np.sign(line.slope)
+    arrival = np.sort(np.where(same_way & ~np.isnan(arrival), arrival, np.inf), axis=0)
+    found: FloatArray = arrival[[_PATHS // 2, _PATHS // 10, _PATHS - 1 - _PATHS // 10]]
+    return found
 
 
 def _optional_dates(days: IntArray) -> np.ndarray[Any, np.dtype[np.datetime64]]:
@@ -405,20 +537,22 @@ def _bounds(names: TextArray, valid_ranges: pd.DataFrame | None) -> tuple[FloatA
     return low, high
 
 
-def _sentences(result: pd.DataFrame, recent: FloatArray) -> list[str]:
+def _sentences(result: pd.DataFrame, has_trend: BoolArray, recent: FloatArray) -> list[str]:
     """A sentence a row. R squared is left out on purpose."""
     facts = zip(
         result["metric_type"].tolist(),
         result["projected_reason"].tolist(),
         result["n_days"].tolist(),
         result["slope_per_day"].tolist(),
-        (result["slope_low"] * result["slope_high"] > 0).tolist(),
+        has_trend.tolist(),
         result["target_value"].tolist(),
         recent.tolist(),
         result["predicted_30d"].tolist(),
         result["low_30d"].tolist(),
         result["high_30d"].tolist(),
         result["projected_date"].dt.date.tolist(),
+        result["projected_date_low"].dt.date.tolist(),
+        result["projected_date_high"].dt.date.tolist(),
         result["target_date"].dt.date.tolist(),
         strict=True,
     )

@@ -69,6 +69,8 @@ def forecast_sentence(
     low: float,
     high: float,
     projected: dt.date | None,
+    earliest: dt.date | None,
+    latest: dt.date | None,
     target_date: dt.date | None,
 ) -> str:
     """One forecast in words; `predicted`, `low` and `high` are those of 30 days ahead."""
@@ -87,18 +89,22 @@ def forecast_sentence(
     if not has_trend:
         no_trend = f"{label} {'show' if many else 'shows'} no clear trend"
         no_date = "" if reason == "no_goal" else f", so there is no date for {goal}"
-        return f"{no_trend}{no_date}; in 30 days {span} (80 % range)."
+        return f"{no_trend}{no_date}; in 30 days {span} (90 % range)."
     verb = ("fall" if slope < 0 else "rise") + ("" if many else "s")
     moves = f"{label} {verb} by {display.change(slope)} a day"
-    ahead = f"in 30 days about {display.value(predicted)} (80 % range {span})"
+    ahead = f"in 30 days about {display.value(predicted)} (90 % range {span})"
     if reason == "wrong_direction":
         return f"{moves}, away from {goal}; {ahead}."
+    if reason == "no_better_than_average":
+        past = "no way of following a trend has done better than the recent average so far"
+        return f"{moves} towards {goal}, but {past}: no date; {ahead}."
     if reason == "too_far":
         return f"{moves} towards {goal}, which is too far off to give a date; {ahead}."
     if projected is None or reason == "no_goal":
         return f"{moves}; {ahead}."
     expected = f"{'are' if many else 'is'} expected to reach {goal} around {projected}"
-    return f"{moves} and {expected}{_against(projected, target_date)}."
+    between = "" if earliest == latest else f" ({earliest} to {latest}, 80 % range)"
+    return f"{moves} and {expected}{between}{_against(projected, target_date)}."
 
 
 def _against(projected: dt.date, target_date: dt.date | None) -> str:

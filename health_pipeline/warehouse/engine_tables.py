@@ -145,24 +145,61 @@ FORECASTS = EngineTable(
         _number("slope_per_day", "Slope of the line, metric unit a day; null under 14 days."),
         _number("slope_low", "Lower end of the slope's 95 % interval, allowing for autocorrelation."),
         _number("slope_high", "Upper end of it."),
+        _number("theil_sen_slope", "Median of the slopes through every two days of the window."),
+        _number(
+            "theil_sen_low", "Lower end of its 95 % interval, allowing for autocorrelation; may be infinite."
+        ),
+        _number("theil_sen_high", "Upper end of it."),
         _number("intercept_value", "The line's value on as_of_date."),
         _number("r_squared", "Describes the fit; no evidence of a trend."),
         _number("residual_sd", "Standard deviation of the residuals."),
-        _number("autocorrelation", "Lag-1 autocorrelation of the residuals."),
+        _number(
+            "autocorrelation", "Lag-1 autocorrelation about the line, mean over 30-day windows of 180 days."
+        ),
+        Column("method", "text", "Candidate that won the back-test; ols where there is none.", null=True),
+        Column(
+            "interval_method",
+            "text",
+            "conformal or student_t (from back-test errors), or regression without a back-test.",
+            null=True,
+        ),
         *(
             _number(f"{part}_{days}d", f"{words} {days} days ahead, metric unit.")
             for days in HORIZONS
             for part, words in (
                 ("predicted", "Expected value"),
-                ("low", "Lower end of the 80 % range"),
-                ("high", "Upper end of the 80 % range"),
+                ("low", "Lower end of the 90 % range"),
+                ("high", "Upper end of the 90 % range"),
             )
+        ),
+        *(
+            _number(f"{part}_{days}d", words.format(days=days))
+            for days in HORIZONS
+            for part, words in (
+                (
+                    "mase_naive",
+                    "Back-test error {days} days ahead, relative to the last value's; under 1 is better.",
+                ),
+                ("mase_drift", "Back-test error {days} days ahead, relative to drift's."),
+                (
+                    "coverage",
+                    "Share of newer back-test errors within the range that older ones give, {days} days.",
+                ),
+            )
+        ),
+        *(
+            Column(
+                f"n_origins_{days}d", "integer", f"Past days that forecast {days} days ahead was tested on."
+            )
+            for days in HORIZONS
         ),
         _number("target_value", "The user's goal, if there is one (ops.goals)."),
         Column("target_date", "date", "By when.", null=True),
         Column(
             "projected_date", "date", "When the line meets the goal; null if it cannot be said.", null=True
         ),
+        Column("projected_date_low", "date", "Earlier end of the date's 80 % range.", null=True),
+        Column("projected_date_high", "date", "Later end of it.", null=True),
         Column("projected_reason", "text", "on_course, or why there is no date.", null=True),
         Column("sentence", "text", "The forecast in words."),
     ),
@@ -188,7 +225,9 @@ class Scope:
 def ensure_engine_tables(warehouse: Warehouse) -> None:
     """Create the engine's tables where they are missing, with comments and row-level security.
 
-    `_engine_watermarks` says how far each table has read the queue of changed days.
+    A table with other columns than it should have is of an older version: it is derived, so it is dropped,
+    and computed anew for everybody. `_engine_watermarks` says how far each table has read the queue of
+    changed days; a table without one has computed nothing yet.
     """
     import sqlalchemy as sa
 
@@ -201,7 +240,19 @@ def ensure_engine_tables(warehouse: Warehouse) -> None:
             connection.execute(sa.text(statement))
         for table in TABLES:
             name = f"{SCHEMA}.{table.name}"
-            if connection.execute(sa.text("select to_regclass(:name)"), {"name": name}).scalar() is None:
+            found = connection.execute(
+                sa.text(
+                    "select array_agg(attname::text order by attnum) from pg_attribute "
+                    "where attrelid = to_regclass(:name) and attnum > 0 and not attisdropped"
+                ),
+                {"name": name},
+            ).scalar()
+            if found != table.names:
+                connection.execute(sa.text(f"drop table if exists {name}"))
+                connection.execute(
+                    sa.text(f"delete from {SCHEMA}._engine_watermarks where table_name = :table"),  # noqa: S608
+                    {"table": table.name},
+                )
                 for statement in _create_statements(table):
                     connection.exec_driver_sql(statement)
             connection.execute(sa.text("select ops.secure_table(:name)"), {"name": name})
@@ -239,6 +290,19 @@ _CHANGED_GOALS = """
 """
 
 
+#: A table that has computed nothing yet needs everybody from their first day, whatever is left in the queue.
+_EVERYBODY = """
+    union all
+    select user_id, min(local_date) from health.daily_metrics
+    where not exists (select from health._engine_watermarks where table_name = :table)
+    group by user_id
+    union all
+    select user_id, min(local_date) from health.workouts
+    where not exists (select from health._engine_watermarks where table_name = :table)
+    group by user_id
+"""
+
+
 def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[Scope]]:
     """What a table has to compute anew: the queue's last change, and the users by how far back they changed.
 
@@ -255,6 +319,7 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
                 select user_id, local_date from health._changed_daily
                 where change_id > coalesce(
                     (select change_id from health._engine_watermarks where table_name = :table), 0)
+                {_EVERYBODY}
                 {_CHANGED_GOALS if table is FORECASTS else ""}
             ) as changes
             group by user_id
