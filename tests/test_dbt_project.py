@@ -263,7 +263,7 @@ def test_exposures_are_the_engines_assets(manifest: Manifest) -> None:
     }
     read = {
         asset.key.path[-1]: {dep.path[-1] for dep in asset.asset_deps[asset.key]} & marts
-        for asset in (engine.baselines, engine.training_loads, engine.recovery_scores, engine.forecasts)
+        for asset in engine.ASSETS
     }
 
     assert exposed == read

@@ -28,7 +28,15 @@ MARTS = (
     "daily_metrics",
     "metric_quarantine",
 )
-ENGINE = ("baselines", "training_loads", "recovery_scores", "forecasts")
+ENGINE = (
+    "baselines",
+    "training_loads",
+    "recovery_scores",
+    "forecasts",
+    "glucose_daily",
+    "glucose_periods",
+    "agp",
+)
 
 
 def specs() -> dict[str, dg.AssetSpec]:

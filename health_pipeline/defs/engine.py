@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from health_pipeline.defs.plots import plot_forecasts, plot_recovery
+from health_pipeline.defs.plots import plot_agp, plot_forecasts, plot_recovery
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
 from health_pipeline.warehouse import engine_tables
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DAILY_METRICS = dg.AssetKey(["health", "daily_metrics"])
 WORKOUTS = dg.AssetKey(["health", "workouts"])
+GLUCOSE_READINGS = dg.AssetKey(["health", "glucose_readings"])
 #: The engine's tables follow one queue, so one run at a time.
 POOL = "engine"
 
@@ -163,6 +164,57 @@ def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     return forecast.forecasts(daily, goals, valid_ranges=ranges)
 
 
+def _readings(warehouse: "Warehouse", users: tuple[int, ...], since: str) -> "pd.DataFrame":
+    """`readings` of `engine.glucose`: of each day, those of the source that the day's value is of."""
+    from health_pipeline.engine import glucose
+
+    columns = ", ".join(f"readings.{column}" for column in glucose.READING_COLUMNS)
+    return engine_tables.read_frame(
+        warehouse,
+        f"""
+        select {columns}
+        from health.glucose_readings as readings
+        inner join health.daily_metrics as daily using (user_id, local_date, source)
+        where readings.user_id = any({array_literal(users)}) and readings.reading_type = 'cgm'
+            and daily.metric_type = 'glucose' and {since}
+        """,  # noqa: S608
+    )
+
+
+def _compute_glucose_daily(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    from datetime import timedelta
+
+    from health_pipeline.engine import glucose
+
+    # An episode of the evening before may go on into the first day; that day compares with the one before it.
+    first = scope.start - timedelta(days=1)
+    readings = _readings(
+        warehouse, scope.user_ids, f"readings.local_date >= date '{first - timedelta(days=1)}'"
+    )
+    daily = glucose.glucose_daily(readings)
+    return daily[daily["local_date"] >= str(first)]
+
+
+_RECENT_GLUCOSE = (
+    "readings.local_date > (select max(last.local_date) from health.daily_metrics as last "
+    "where last.user_id = readings.user_id and last.metric_type = 'glucose') - {days}"
+)
+
+
+def _compute_glucose_periods(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import glucose
+
+    since = _RECENT_GLUCOSE.format(days=max(glucose.PERIODS))
+    return glucose.glucose_periods(_readings(warehouse, scope.user_ids, since))
+
+
+def _compute_agp(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import glucose
+
+    since = _RECENT_GLUCOSE.format(days=glucose.SUFFICIENT_DAYS)
+    return glucose.agp(_readings(warehouse, scope.user_ids, since))
+
+
 @_asset(engine_tables.BASELINES, deps=[DAILY_METRICS])
 def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     return dg.MaterializeResult(metadata=_update(platform, engine_tables.BASELINES, _compute_baselines))
@@ -190,4 +242,23 @@ def forecasts(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-
     return dg.MaterializeResult(metadata={**counts, "forecast": plot_forecasts(platform.warehouse())})
 
 
-defs = dg.Definitions(assets=[baselines, training_loads, recovery_scores, forecasts])
+@_asset(engine_tables.GLUCOSE_DAILY, deps=[DAILY_METRICS, GLUCOSE_READINGS])
+def glucose_daily(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    counts = _update(platform, engine_tables.GLUCOSE_DAILY, _compute_glucose_daily)
+    return dg.MaterializeResult(metadata=counts)
+
+
+@_asset(engine_tables.GLUCOSE_PERIODS, deps=[DAILY_METRICS, GLUCOSE_READINGS])
+def glucose_periods(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    counts = _update(platform, engine_tables.GLUCOSE_PERIODS, _compute_glucose_periods)
+    return dg.MaterializeResult(metadata=counts)
+
+
+@_asset(engine_tables.AGP, deps=[DAILY_METRICS, GLUCOSE_READINGS])
+def agp(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    counts = _update(platform, engine_tables.AGP, _compute_agp)
+    return dg.MaterializeResult(metadata={**counts, "profile": plot_agp(platform.warehouse())})
+
+
+ASSETS = (baselines, training_loads, recovery_scores, forecasts, glucose_daily, glucose_periods, agp)
+defs = dg.Definitions(assets=ASSETS)

@@ -92,6 +92,37 @@ def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     return _markdown(figure, "Forecasts for 30 days")
 
 
+def plot_agp(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """Ambulatory glucose profiles: median, 25 to 75 % and 5 to 95 % of the last 14 days by the local clock."""
+    profiles = read_frame(
+        warehouse,
+        f"""
+        with people as (
+            select user_id from health.agp where p50 is not null
+            group by user_id order by max(as_of_date) desc, user_id limit {_PEOPLE}
+        )
+        select agp.* from health.agp inner join people using (user_id) order by user_id, minute_of_day
+        """,  # noqa: S608
+    )
+    if profiles.empty:
+        return dg.MetadataValue.md("No glucose profile yet: a time of day needs readings of 5 days.")
+    people = list(profiles.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        hour = rows["minute_of_day"] / 60
+        axis.fill_between(hour, rows["p05"], rows["p95"], alpha=0.2, linewidth=0, color="tab:blue")
+        axis.fill_between(hour, rows["p25"], rows["p75"], alpha=0.35, linewidth=0, color="tab:blue")
+        axis.plot(hour, rows["p50"], linewidth=1.8, color="black")
+        for limit in (70, 180):
+            axis.axhline(limit, color="grey", linewidth=0.8, linestyle="--")
+        axis.set_xlim(0, 24)
+        axis.set_xticks(range(0, 25, 6), [f"{each:02d}:00" for each in range(0, 25, 6)])
+        axis.set_ylim(40, max(300.0, float(rows["p95"].max())))
+        axis.set_title(f"Person {user_id} (mg/dL, local hour)", fontsize=9, loc="left")
+    figure.suptitle("Glucose of 14 days: median, 25-75 %, 5-95 %; dashed: 70 and 180", fontsize=11)
+    return _markdown(figure, "Ambulatory glucose profiles of the last 14 days")
+
+
 def _panels(number: int) -> tuple[Figure, list[Any]]:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure

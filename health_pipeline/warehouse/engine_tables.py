@@ -37,6 +37,8 @@ class EngineTable:
     name: str
     comment: str
     columns: tuple[Column, ...]
+    #: The metrics whose changed days concern it; none given, all do.
+    metrics: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -205,7 +207,89 @@ FORECASTS = EngineTable(
     ),
 )
 
-TABLES = (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS)
+_GLUCOSE_STATISTICS = (
+    Column("n_readings", "integer", "Sensor readings."),
+    _number("percent_active", "Time that readings stand for, percent of the fixed window of local time."),
+    _number("mean_mg_dl", "Mean glucose, mg/dL; a bound where readings are censored, as all below."),
+    _number("sd_mg_dl", "Standard deviation (n - 1), mg/dL; null under two readings."),
+    _number("cv_percent", "Standard deviation as percent of the mean."),
+    _number("percent_below_54", "Percent of time under 54 mg/dL (3.0 mmol/L)."),
+    _number("percent_54_69", "Percent of time from there to under 70 mg/dL (3.9 mmol/L)."),
+    _number("percent_in_range", "Percent of time in 70 to 180 mg/dL (3.9 to 10.0 mmol/L)."),
+    _number("percent_in_tight_range", "Percent of time in 70 to 140 mg/dL (3.9 to 7.8 mmol/L)."),
+    _number("percent_181_250", "Percent of time over 180 and up to 250 mg/dL (13.9 mmol/L)."),
+    _number("percent_above_250", "Percent of time over 250 mg/dL."),
+    _number("percent_in_pregnancy_range", "Percent of time in 63 to 140 mg/dL (3.5 to 7.8 mmol/L)."),
+    _number("percent_below_pregnancy_range", "Percent of time under 63 mg/dL."),
+    _number("percent_above_pregnancy_range", "Percent of time over 140 mg/dL."),
+    _number("gri", "Glycemia Risk Index, 0 to 100 (Klonoff et al. 2022)."),
+    Column("gri_zone", "text", "A (0 to 20) to E (over 80)."),
+    _number("lbgi", "Low Blood Glucose Index (Kovatchev et al.)."),
+    _number("hbgi", "High Blood Glucose Index."),
+    Column("n_censored_low", "integer", "Readings that say only Low; taken for 39 mg/dL."),
+    Column("n_censored_high", "integer", "Readings that say only High; taken for 401 mg/dL."),
+    Column(
+        "hypo_episodes", "integer", "Episodes under 70 mg/dL: 15 minutes or more, ended by 15 minutes back."
+    ),
+    Column("hypo_episodes_level_2", "integer", "The same under 54 mg/dL."),
+    Column("extended_hypo_episodes", "integer", "Episodes under 70 mg/dL of over 120 minutes."),
+    Column("hyper_episodes", "integer", "Episodes over 180 mg/dL."),
+    Column("hyper_episodes_level_2", "integer", "The same over 250 mg/dL."),
+    _number("modd", "Mean absolute difference from 24 hours before, mg/dL."),
+)
+
+GLUCOSE_DAILY = EngineTable(
+    "glucose_daily",
+    "Statistics of glucose sensors, of the day's elected source. Grain: user, local day.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("local_date", "date", "Local day; an episode belongs to the day it starts on.", key=True),
+        *_GLUCOSE_STATISTICS,
+    ),
+    metrics=("glucose",),
+)
+
+GLUCOSE_PERIODS = EngineTable(
+    "glucose_periods",
+    "Statistics of glucose sensors over the days up to the last with a reading. Grain: user, length of period.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("period_days", "integer", "14 or 90 local days.", key=True),
+        Column("as_of_date", "date", "Last local day with a reading, the period's last."),
+        Column("start_date", "date", "The period's first day."),
+        Column("n_days", "integer", "Days with a reading."),
+        *_GLUCOSE_STATISTICS,
+        _number("conga_1h", "Standard deviation of the difference from one hour before, mg/dL."),
+        _number("mage", "Mean amplitude of glycemic excursions, mg/dL; null under 24 hours of readings."),
+        Column("mage_excursions", "integer", "Excursions it is the mean of."),
+        Column("mage_variant", "text", "avg: the mean of the rising and the falling excursions'."),
+        _number(
+            "gmi_percent",
+            "Glucose Management Indicator, percent; not a laboratory HbA1c. Null under 10 days.",
+        ),
+        Column("sufficient", "boolean", "True with 70 % of the period or more; below that, read with care."),
+    ),
+    metrics=("glucose",),
+)
+
+AGP = EngineTable(
+    "agp",
+    "Ambulatory glucose profile of the 14 days up to the last with a reading. Grain: user, quarter of an hour.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("minute_of_day", "integer", "Start of the quarter, minutes of the local clock.", key=True),
+        Column("as_of_date", "date", "Last local day with a reading."),
+        _number("p05", "5th percentile, mg/dL, smoothed around the clock; null under 5 days."),
+        _number("p25", "25th percentile."),
+        _number("p50", "Median."),
+        _number("p75", "75th percentile."),
+        _number("p95", "95th percentile."),
+        Column("n_days", "integer", "Days with a reading in the quarter."),
+    ),
+    metrics=("glucose",),
+)
+
+TABLES = (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS, GLUCOSE_DAILY, GLUCOSE_PERIODS, AGP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +403,7 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
                 select user_id, local_date from health._changed_daily
                 where change_id > coalesce(
                     (select change_id from health._engine_watermarks where table_name = :table), 0)
+                    {f"and metric_type = any({text_array(table.metrics)})" if table.metrics else ""}
                 {_EVERYBODY}
                 {_CHANGED_GOALS if table is FORECASTS else ""}
             ) as changes
