@@ -36,6 +36,7 @@ ENGINE = (
     "glucose_daily",
     "glucose_periods",
     "agp",
+    "alerts",
 )
 
 

@@ -21,6 +21,8 @@ WORKOUTS = dg.AssetKey(["health", "workouts"])
 GLUCOSE_READINGS = dg.AssetKey(["health", "glucose_readings"])
 #: The engine's tables follow one queue, so one run at a time.
 POOL = "engine"
+#: Days before the first changed one that alerts look at.
+_ALERT_CONTEXT_DAYS = 14
 
 Compute = Callable[["Warehouse", Scope], "pd.DataFrame"]
 
@@ -215,6 +217,28 @@ def _compute_agp(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     return glucose.agp(_readings(warehouse, scope.user_ids, since))
 
 
+def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    from datetime import timedelta
+
+    from health_pipeline.engine import alerts
+
+    # An episode of an earlier day may have ended since; one that began before these days is cut short.
+    first = scope.start - timedelta(days=1)
+    since = f"date '{scope.start - timedelta(days=_ALERT_CONTEXT_DAYS)}'"
+    baselines = engine_tables.read_frame(
+        warehouse,
+        f"select {', '.join(alerts.BASELINE_COLUMNS)} from health.baselines "  # noqa: S608
+        f"where user_id = any({array_literal(scope.user_ids)}) and local_date >= {since} "
+        f"and metric_type = any({text_array(alerts.OFF_BASELINE)})",
+    )
+    found = alerts.alerts(
+        _readings(warehouse, scope.user_ids, f"readings.local_date >= {since}"),
+        _daily(warehouse, scope.user_ids, alerts.OFF_BASELINE, since),
+        baselines,
+    )
+    return found[(found["local_date"] >= str(first)) | (found["ended_at"] >= str(first))]
+
+
 @_asset(engine_tables.BASELINES, deps=[DAILY_METRICS])
 def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     return dg.MaterializeResult(metadata=_update(platform, engine_tables.BASELINES, _compute_baselines))
@@ -260,5 +284,10 @@ def agp(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     return dg.MaterializeResult(metadata={**counts, "profile": plot_agp(platform.warehouse())})
 
 
-ASSETS = (baselines, training_loads, recovery_scores, forecasts, glucose_daily, glucose_periods, agp)
+@_asset(engine_tables.ALERTS, deps=[DAILY_METRICS, GLUCOSE_READINGS, _key(engine_tables.BASELINES)])
+def alerts(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    return dg.MaterializeResult(metadata=_update(platform, engine_tables.ALERTS, _compute_alerts))
+
+
+ASSETS = (baselines, training_loads, recovery_scores, forecasts, glucose_daily, glucose_periods, agp, alerts)
 defs = dg.Definitions(assets=ASSETS)

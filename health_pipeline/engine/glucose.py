@@ -86,8 +86,9 @@ _FAR = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class _Readings:
-    """Sorted by user and time, one a person and instant; times in seconds since 1970."""
+class Readings:
+    """Sorted by user and time, one a person and instant; times in seconds since 1970. `band` counts the seven bands
+    from the lowest, `censored` is 0 for low, 1 for high, else -1, `minutes` is the time each stands for."""
 
     user_id: IntArray
     second: IntArray
@@ -97,9 +98,11 @@ class _Readings:
     band: IntArray
     censored: IntArray
     minutes: FloatArray
+    #: The same number for readings of one source and device.
+    device: IntArray
 
-    def take(self, rows: BoolArray) -> _Readings:
-        return _Readings(*(getattr(self, name)[rows] for name in self.__slots__))
+    def take(self, rows: BoolArray) -> Readings:
+        return Readings(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
 def glucose_daily(readings: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +111,7 @@ def glucose_daily(readings: pd.DataFrame) -> pd.DataFrame:
     Episodes belong to the day they start on; `modd` compares with the day before, so that `readings` must
     hold it. Columns: those of `_statistics`, and `modd`.
     """
-    tidy = _tidy(readings)
+    tidy = tidy_readings(readings)
     first = starts(tidy.user_id, tidy.day)
     group = np.cumsum(first) - 1
     head = np.flatnonzero(first)
@@ -128,12 +131,12 @@ def glucose_periods(readings: pd.DataFrame) -> pd.DataFrame:
     `conga_1h`, `mage` (null under 24 hours of readings), `mage_excursions`, `mage_variant`, `gmi_percent`
     (null under 10 days), `sufficient` (14 days or more, 70 % active or more).
     """
-    tidy = _tidy(readings)
+    tidy = tidy_readings(readings)
     parts = [_period(tidy, days) for days in PERIODS]
     return pd.concat(parts, ignore_index=True).sort_values(["user_id", "period_days"], ignore_index=True)
 
 
-def _period(tidy: _Readings, days: int) -> pd.DataFrame:
+def _period(tidy: Readings, days: int) -> pd.DataFrame:
     inside = tidy.take(tidy.day > _last_day(tidy) - days)
     first = starts(inside.user_id)
     group, head = np.cumsum(first) - 1, np.flatnonzero(first)
@@ -171,7 +174,7 @@ def agp(readings: pd.DataFrame) -> pd.DataFrame:
 
     Columns: `as_of_date`, `p05`, `p25`, `p50`, `p75`, `p95` (mg/dL), `n_days`.
     """
-    tidy = _tidy(readings)
+    tidy = tidy_readings(readings)
     tidy = tidy.take(tidy.day > _last_day(tidy) - SUFFICIENT_DAYS)
     users, person = np.unique(tidy.user_id, return_inverse=True)
     bins = _DAY_MINUTES // AGP_BIN_MINUTES
@@ -197,7 +200,8 @@ def agp(readings: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(frame)
 
 
-def _tidy(readings: pd.DataFrame) -> _Readings:
+def tidy_readings(readings: pd.DataFrame) -> Readings:
+    """The frame as arrays, checked and sorted. Raises `ValueError` where a column is missing or a day is no day."""
     require_columns(readings, "readings", READING_COLUMNS)
     value = floats(readings, "glucose_mg_dl")
     frame = readings.loc[np.isfinite(value)]
@@ -222,7 +226,7 @@ def _tidy(readings: pd.DataFrame) -> _Readings:
         starts(*(key[order_of_device] for key in (user, source, device, day))),
     )
     band = _bands(value, written, unit == 0)
-    return _Readings(
+    return Readings(
         user[order],
         second[order],
         day[order],
@@ -231,6 +235,7 @@ def _tidy(readings: pd.DataFrame) -> _Readings:
         band[order],
         censored[order],
         minutes[order],
+        (source * (int(device.max(initial=0)) + 1) + device)[order],
     )
 
 
@@ -266,7 +271,7 @@ def _ends(head: IntArray, n: int) -> IntArray:
 
 
 def _statistics(
-    tidy: _Readings, group: IntArray, groups: int, expected: FloatArray
+    tidy: Readings, group: IntArray, groups: int, expected: FloatArray
 ) -> dict[str, pd.Series | IntArray | FloatArray]:
     """Columns of a day or a period: `n_readings`, `percent_active`, `mean_mg_dl`, `sd_mg_dl`, `cv_percent`,
     `percent_below_54`, `percent_54_69`, `percent_in_range` (70-180), `percent_in_tight_range` (70-140),
@@ -315,8 +320,9 @@ def _statistics(
         ("hyper_episodes", tidy.band >= 5, 0),
         ("hyper_episodes_level_2", tidy.band == 6, 0),
     ):
-        start, minutes = _episodes(tidy, beyond)
-        counted = start[minutes > longer_than]
+        start, last, _ = episodes(tidy, beyond)
+        lasted = (tidy.second[last] - tidy.second[start]) / 60.0 + tidy.minutes[last]
+        counted = start[lasted > longer_than]
         columns[name] = np.bincount(group[counted], minlength=groups).astype(np.int64)
     return columns
 
@@ -342,7 +348,7 @@ def _mean(value: FloatArray, group: IntArray, groups: int) -> FloatArray:
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
-def _difference(tidy: _Readings, hours: int) -> FloatArray:
+def _difference(tidy: Readings, hours: int) -> FloatArray:
     """Each reading minus the one nearest to so many hours before it, NaN where none is within half an interval."""
     if not len(tidy.user_id):
         return np.empty(0)
@@ -356,38 +362,42 @@ def _difference(tidy: _Readings, hours: int) -> FloatArray:
     return np.where(close, tidy.value - tidy.value[nearest], np.nan)
 
 
-def _episodes(tidy: _Readings, beyond: BoolArray) -> tuple[IntArray, FloatArray]:
-    """Where each episode starts (its first reading), and its minutes.
+def episodes(
+    tidy: Readings, beyond: BoolArray, minutes: float = EPISODE_MINUTES
+) -> tuple[IntArray, IntArray, BoolArray]:
+    """First and last reading of each episode beyond a limit, and whether it is over.
 
-    It starts with 15 minutes beyond the limit, of two readings or more, and ends with 15 minutes within it. A
-    gap of over 45 minutes ends it too: nobody knows what was in it.
+    It starts with so many `minutes` beyond the limit, of two readings or more (with 0, of one), and ends with
+    15 minutes within it. A gap of over 45 minutes ends it too: nobody knows what was in it.
     """
     n = len(beyond)
     if not n:
-        return np.empty(0, dtype=np.int64), np.empty(0)
+        nothing = np.empty(0, dtype=np.int64)
+        return nothing, nothing, nothing.astype(bool)
     gap = np.diff(tidy.second, prepend=tidy.second[:1]) > MAX_BRIDGED_MINUTES * 60
     stretch = np.cumsum(starts(tidy.user_id) | gap).astype(np.int64)
     head = np.flatnonzero(starts(stretch, beyond.astype(np.int64)))
     tail = _ends(head, n)
-    minutes = (tidy.second[tail] - tidy.second[head]) / 60.0 + tidy.minutes[tail]
+    length = (tidy.second[tail] - tidy.second[head]) / 60.0 + tidy.minutes[tail]
     # Readings come some seconds early or late.
-    lasts = (minutes >= EPISODE_MINUTES - 1.0) & (tail > head)
-    state = np.where(lasts, np.where(beyond[head], 1, 0), -1)
-    state[starts(stretch[head]) & ~lasts] = 0
+    lasts = (length >= EPISODE_MINUTES - 1.0) & (tail > head)
+    begins = (length >= minutes - 1.0) & ((tail > head) | (minutes == 0))
+    state = np.where(beyond[head], np.where(begins, 1, -1), np.where(lasts, 0, -1))
+    state[starts(stretch[head]) & (state < 0)] = 0
     known = np.maximum.accumulate(np.where(state >= 0, np.arange(len(head)), 0))
     inside = state[known] == 1
-    begins = inside & np.append(True, ~inside[:-1] | (stretch[head][1:] != stretch[head][:-1]))
-    episode = np.cumsum(begins) - 1
-    first = np.flatnonzero(begins)
+    new = inside & np.append(True, ~inside[:-1] | (stretch[head][1:] != stretch[head][:-1]))
+    first = np.flatnonzero(new)
     last = np.zeros(len(first), dtype=np.int64)
-    np.maximum.at(last, episode[inside], np.flatnonzero(inside))
+    np.maximum.at(last, (np.cumsum(new) - 1)[inside], np.flatnonzero(inside))
+    after = np.minimum(last + 1, len(head) - 1)
+    over = (after > last) & (tidy.user_id[head[after]] == tidy.user_id[head[last]])
     # The short time within the limit that an episode may end on is none of it.
-    last -= ~beyond[head[last]] if len(last) else 0
-    length = (tidy.second[tail[last]] - tidy.second[head[first]]) / 60.0 + tidy.minutes[tail[last]]
-    return head[first], length
+    last -= ~beyond[head[last]]
+    return head[first], tail[last], over
 
 
-def _mage(tidy: _Readings, group: IntArray, groups: int) -> tuple[FloatArray, IntArray]:
+def _mage(tidy: Readings, group: IntArray, groups: int) -> tuple[FloatArray, IntArray]:
     """MAGE of each group and the excursions it is the mean of."""
     value, piece, owner = _grid(tidy, group)
     sd = _deviation(tidy.value, tidy.minutes, group, groups)
@@ -404,7 +414,7 @@ def _mage(tidy: _Readings, group: IntArray, groups: int) -> tuple[FloatArray, In
     return np.where(hours >= MIN_MAGE_HOURS, both, np.nan), count
 
 
-def _grid(tidy: _Readings, group: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
+def _grid(tidy: Readings, group: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
     """Values every 5 minutes, linear between readings at most 45 minutes apart and NaN between others; the piece each
     belongs to (pieces part at gaps over 3 hours) and its group."""
     n = len(group)
@@ -482,7 +492,7 @@ def _moving_sum(value: FloatArray, piece: IntArray, width: int) -> tuple[IntArra
     return total[high] - total[low], high - low
 
 
-def _last_day(tidy: _Readings) -> IntArray:
+def _last_day(tidy: Readings) -> IntArray:
     """The last day of each reading's person."""
     person = np.cumsum(starts(tidy.user_id)) - 1 if len(tidy.user_id) else tidy.user_id
     last = np.zeros(len(person), dtype=np.int64)
@@ -491,7 +501,7 @@ def _last_day(tidy: _Readings) -> IntArray:
     return found
 
 
-def _percentiles(tidy: _Readings, cell: IntArray, cells: int) -> FloatArray:
+def _percentiles(tidy: Readings, cell: IntArray, cells: int) -> FloatArray:
     """Weighted percentiles of each cell, NaN where it is empty; with equal weights, linear between ranks."""
     order = lexical_order(cell, np.rint(tidy.value * 1e6).astype(np.int64))
     cell, value, weight = cell[order], tidy.value[order], tidy.minutes[order]

@@ -289,7 +289,35 @@ AGP = EngineTable(
     metrics=("glucose",),
 )
 
-TABLES = (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS, GLUCOSE_DAILY, GLUCOSE_PERIODS, AGP)
+ALERTS = EngineTable(
+    "alerts",
+    "What a person should be told of soon, once an episode. Grain: user, local day, kind, episode of the day.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("local_date", "date", "Local day it was detected on.", key=True),
+        Column(
+            "kind",
+            "text",
+            "rapid_fall, rapid_rise, urgent_low, prolonged_high, resting_heart_rate_high or body_temperature_high.",
+            key=True,
+        ),
+        Column("episode", "integer", "1, 2, ... of the kind on the day.", key=True),
+        Column("detected_at", "timestamptz", "Reading that told, UTC; null for a day's value.", null=True),
+        Column("ended_at", "timestamptz", "End, UTC; null while it lasts and for a day's value.", null=True),
+        _number(
+            "value",
+            "mg/dL a minute (rapid), mg/dL (low, high), or robust standard deviations over the baseline.",
+            null=False,
+        ),
+        Column("severity", "text", "urgent or warning."),
+        Column(
+            "suppressed", "boolean", "True where a new sensor may still be settling: kept, not to be sent."
+        ),
+        Column("sentence", "text", "The alert in words."),
+    ),
+)
+
+TABLES = (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS, GLUCOSE_DAILY, GLUCOSE_PERIODS, AGP, ALERTS)
 
 
 @dataclass(frozen=True, slots=True)
