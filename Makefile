@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs. Everything is installed into .venv, nothing globally.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format docs lock clean
+.PHONY: help install demo up test lint format docs validity lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,6 +56,9 @@ docs: install  ## Pages of metrics and tables into docs/, dbt's site of the whol
 	@$(BIN)/health-pipeline dbt --quiet docs generate --static
 	@mkdir -p docs/site && cp dbt_project/target/static_index.html docs/site/index.html
 	@echo "docs/metrics.md docs/data-model.md docs/site/index.html"
+
+validity: install  ## How good scores, forecasts and alerts are where the truth is known: docs/validity.md
+	@$(BIN)/python tests/benchmarks/validity.py && echo docs/validity.md
 
 lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \

@@ -11,6 +11,7 @@ from health_pipeline.defs.sources import FETCHED, raw_key
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.staging.tables import schema_name
+from health_pipeline.warehouse.engine_tables import HORIZONS
 
 
 def _text(statement: str) -> Any:
@@ -23,6 +24,9 @@ def _text(statement: str) -> Any:
 QUARANTINE = dg.AssetKey(["health", "metric_quarantine"])
 #: More of a provider's records refused than this is a fault of ours or theirs, not of single records.
 MAX_QUARANTINED_SHARE = 0.01
+#: Share of back-tested values within 90 % ranges that is believable, and the series it takes to say so.
+COVERAGE_BAND = (0.80, 0.98)
+MIN_BACKTESTED = 20
 
 
 def _records_accounted(provider: Provider) -> dg.AssetChecksDefinition:
@@ -202,6 +206,35 @@ def objects_applied(platform: Platform) -> dg.AssetCheckResult:
     )
 
 
+@dg.asset_check(
+    asset=["health", "forecasts"],
+    name="ranges_hold",
+    description="In the back-tests of all people together, the 90 % ranges held 80 to 98 % of what came, at every "
+    f"horizon with {MIN_BACKTESTED} series or more.",
+)
+def ranges_hold(platform: Platform) -> dg.AssetCheckResult:
+    shares = ", ".join(
+        f"avg(coverage_{days}d) as share_{days}, count(coverage_{days}d) as series_{days}"
+        for days in HORIZONS
+    )
+    with platform.warehouse().engine.connect() as connection:
+        found = connection.execute(_text(f"select {shares} from health.forecasts")).mappings().one()  # noqa: S608
+    low, high = COVERAGE_BAND
+    outside = [
+        days
+        for days in HORIZONS
+        if found[f"series_{days}"] >= MIN_BACKTESTED and not low <= found[f"share_{days}"] <= high
+    ]
+    return dg.AssetCheckResult(
+        passed=not outside,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "outside": ", ".join(f"{days} days" for days in outside) or "none",
+            **{name: value for name, value in found.items() if value is not None},
+        },
+    )
+
+
 def _all() -> Iterator[dg.AssetChecksDefinition]:
     for provider in all_providers().values():
         yield _records_accounted(provider)
@@ -210,6 +243,7 @@ def _all() -> Iterator[dg.AssetChecksDefinition]:
         yield _accounts_healthy(provider)
     yield quarantined_share
     yield objects_applied
+    yield ranges_hold
 
 
 defs = dg.Definitions(asset_checks=list(_all()))

@@ -191,7 +191,10 @@ FORECASTS = EngineTable(
         ),
         *(
             Column(
-                f"n_origins_{days}d", "integer", f"Past days that forecast {days} days ahead was tested on."
+                f"n_origins_{days}d",
+                "integer",
+                f"Past days that forecast {days} days ahead was tested on.",
+                null=True,
             )
             for days in HORIZONS
         ),

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from health_pipeline.defs import engine
+from health_pipeline.defs.checks import ranges_hold
 from health_pipeline.warehouse import engine_tables
 from health_pipeline.warehouse.connection import Warehouse
 
@@ -124,6 +125,23 @@ def test_a_late_night_is_computed_as_if_it_had_always_been_there(lived: Warehous
         )
     _update(lived)
     assert {name: _content(lived, name) for name in _COMPUTE} == piecemeal
+
+
+@pytest.mark.parametrize(("share", "series", "passes"), [(0.9, 20, True), (0.6, 20, False), (0.6, 19, True)])
+def test_a_check_trips_when_ranges_hold_less_than_they_promise(
+    warehouse: Warehouse, share: float, series: int, passes: bool
+) -> None:
+    engine_tables.ensure_engine_tables(warehouse)
+    _run(
+        warehouse,
+        "insert into health.forecasts (user_id, metric_type, as_of_date, n_days, window_start, window_end, sentence, "
+        "coverage_7d, coverage_14d, coverage_30d) select n, 'steps', date '2026-03-01', 30, date '2026-01-31', "
+        f"date '2026-03-01', '', 0.9, 0.9, {share} from generate_series(1, {series}) as n",
+    )
+    platform: Any = SimpleNamespace(warehouse=lambda: warehouse)
+    result = ranges_hold.node_def.compute_fn.decorated_fn(platform)  # type: ignore[union-attr]
+    assert result.passed is passes
+    assert result.metadata["outside"].value == ("none" if passes else "30 days")
 
 
 def _update(warehouse: Warehouse) -> dict[str, dict[str, int]]:
