@@ -102,6 +102,12 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
         f"select {', '.join(training_load.STATE_COLUMNS)} from health.training_loads "  # noqa: S608
         f"where user_id = any({users}) and local_date = date '{scope.start}' - 1",
     )
+    recent = engine_tables.read_frame(
+        warehouse,
+        "select user_id, local_date, load from health.training_loads "  # noqa: S608
+        f"where user_id = any({users}) and local_date < date '{scope.start}' "
+        f"and local_date > date '{scope.start}' - {training_load.UNCOUPLED_DAYS}",
+    )
     # Who has no row to continue from starts at the beginning.
     everybody_continues = len(previous) == len(scope.user_ids)
     since = f"date '{scope.start}' - 1" if everybody_continues else "date '-infinity'"
@@ -111,7 +117,7 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
         f"where user_id = any({users}) and local_date >= {since}",
     )
     daily = _daily(warehouse, scope.user_ids, training_load.WEAR_METRICS, since)
-    return training_load.training_loads(workouts, daily, (scope.start, scope.end), previous)
+    return training_load.training_loads(workouts, daily, (scope.start, scope.end), previous, recent)
 
 
 def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":

@@ -41,6 +41,10 @@ from health_pipeline.engine.frames import (
 
 ACUTE_DAYS = 7
 CHRONIC_DAYS = 42
+#: The 7 days of the uncoupled ratio and the 21 before them.
+UNCOUPLED_DAYS = 28
+#: Mean daily load under which a ratio to it says nothing.
+MIN_USUAL_LOAD = 1.0
 #: Days with data whose mean both averages start from.
 WARM_UP_DAYS = 14
 #: Arbitrary units a minute; near the CR-10 words "moderate", "hard" and "very hard" to "maximal".
@@ -101,7 +105,11 @@ class _State:
 
 
 def training_loads(
-    workouts: pd.DataFrame, daily: pd.DataFrame, days: DayRange, previous: pd.DataFrame | None = None
+    workouts: pd.DataFrame,
+    daily: pd.DataFrame,
+    days: DayRange,
+    previous: pd.DataFrame | None = None,
+    recent: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Load and averages of every user on each of `days`. Grain: user_id, local_date; sorted so.
 
@@ -113,11 +121,17 @@ def training_loads(
     Give the workouts of the day before and the day after `days` too, since two records of one session may
     lie on both sides of midnight.
 
+    `recent` holds their rows (user_id, local_date, load) of the 27 days before the first of `days`, as far as
+    there are any.
+
     Columns: `load` (arbitrary units; null on a day without data), `load_method` (`duration_intensity`,
     `none` on a rest day, null without data), `intensity_assumed` (some session's intensity was unknown),
     `workout_count`, `worn`, `acute_load`, `chronic_load`, `stress_balance` (chronic minus acute of the day
     before; null until the averages stand on 14 days), `days_of_history` (days with a load so far),
-    `missing_days` (days without data in a row, 0 where there is data).
+    `missing_days` (days without data in a row, 0 where there is data), `acute_chronic_ratio` (mean load of the
+    last 7 days over that of the 21 before them, which do not overlap; null before 28 days with data, where
+    under 4 of the 7 or 14 of the 21 are known, and where the 21 have next to no load). The ratio describes;
+    whether it foretells injuries is disputed (Impellizzeri et al. 2020), so nothing is made of it.
 
     Sessions without a positive duration count for nothing. Raises `ValueError` where a column is missing, an
     intensity is not one of `INTENSITY_FACTORS`, or `previous` is not of the day before.
@@ -162,6 +176,8 @@ def training_loads(
 
     day = np.arange(start, end + 1, dtype=np.int64)
     begun = day >= first_day[:, None]
+    ratio = _acute_chronic_ratio(_with_recent(load, offset, grid, known, recent, start), asked)
+    ratio[history < UNCOUPLED_DAYS] = np.nan
     load, counts = load[:, offset:], counts[:, offset:]
     assumed, is_worn = assumed[:, offset:], is_worn[:, offset:]
     return pd.DataFrame(
@@ -178,8 +194,42 @@ def training_loads(
             "stress_balance": balance[begun],
             "days_of_history": history[begun],
             "missing_days": missing[begun],
+            "acute_chronic_ratio": ratio[begun],
         }
     )
+
+
+def _with_recent(
+    load: FloatArray, offset: int, grid: _Grid, known: BoolArray, recent: pd.DataFrame | None, start: int
+) -> FloatArray:
+    """Loads from 27 days before the first asked day on: from `recent` for users who continue."""
+    before = np.full((len(known), UNCOUPLED_DAYS - 1), np.nan)
+    own = load[:, max(offset - before.shape[1], 0) : offset]
+    if own.shape[1]:
+        before[:, -own.shape[1] :] = own
+    before[known] = np.nan
+    if recent is not None:
+        require_columns(recent, "recent", ("user_id", "local_date", "load"))
+        user, at = user_ids(recent, "recent"), day_numbers(recent, "recent") - (start - before.shape[1])
+        row = np.minimum(np.searchsorted(grid.users, user), max(len(known) - 1, 0))
+        inside = (at >= 0) & (at < before.shape[1]) & np.isin(user, grid.users[known])
+        before[row[inside], at[inside]] = floats(recent, "load")[inside]
+    return np.hstack([before, load[:, offset:]])
+
+
+def _acute_chronic_ratio(load: FloatArray, asked: int) -> FloatArray:
+    """Uncoupled ratio on each of the last `asked` days; `load` reaches 27 days further back."""
+    means = []
+    for first, last, least in ((0, ACUTE_DAYS, 4), (ACUTE_DAYS, UNCOUPLED_DAYS, 14)):
+        total, count = np.zeros((len(load), asked)), np.zeros((len(load), asked))
+        for back in range(first, last):
+            part = load[:, UNCOUPLED_DAYS - 1 - back : UNCOUPLED_DAYS - 1 - back + asked]
+            total += np.nan_to_num(part)
+            count += ~np.isnan(part)
+        means.append(np.where(count >= least, total / np.maximum(count, 1.0), np.nan))
+    trained = means[1] >= MIN_USUAL_LOAD
+    ratio: FloatArray = np.where(trained, means[0] / np.where(trained, means[1], 1.0), np.nan)
+    return ratio
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,10 @@ TRAINING_LOADS = EngineTable(
         _number("stress_balance", "Chronic minus acute load of the day before."),
         Column("days_of_history", "integer", "Days with a load so far."),
         Column("missing_days", "integer", "Days without data in a row up to this one."),
+        _number(
+            "acute_chronic_ratio",
+            "Mean load of the last 7 days over that of the 21 before; describes, foretells nothing.",
+        ),
     ),
 )
 

@@ -77,6 +77,20 @@ def test_load_is_minutes_by_intensity() -> None:
     assert result["worn"].tolist() == [False, False, False, True, False]
 
 
+def test_this_week_against_the_three_before() -> None:
+    """21 days of 30 minutes, then 7 of 45: 1.5 times the usual, the two not overlapping."""
+    training = [session(i, 30 if i < 21 else 45) for i in range(28)]
+    result = training_loads(workouts(*training), worn(*range(28)), (day(0), day(27)))
+    assert result["acute_chronic_ratio"].isna().tolist() == [True] * 27 + [False]
+    assert result["acute_chronic_ratio"].iloc[-1] == pytest.approx(1.5)
+    resting = training_loads(workouts(), worn(*range(40)), (day(0), day(39)))
+    assert resting["acute_chronic_ratio"].isna().all()
+    gaps = [offset for offset in range(40) if offset not in range(34, 38)]
+    sparse = training_loads(workouts(*(session(i, 30) for i in gaps)), worn(*gaps), (day(0), day(39)))
+    known = sparse["acute_chronic_ratio"].notna()
+    assert known.iloc[36] and not known.iloc[37] and not known.iloc[39]
+
+
 def test_rest_lowers_the_averages_and_missing_days_hold_them() -> None:
     training = [session(offset, 60) for offset in range(14)]
     result = training_loads(workouts(*training), worn(14, 17), (day(0), day(18))).set_index("local_date")
@@ -199,11 +213,12 @@ def test_continuing_from_the_day_before_equals_everything_at_once(seed: int, cut
     before = full[full.local_date == pd.Timestamp(day(cut - 1))]
     start, end = day(cut), day(cut + length)
     nearby = frame[frame.local_date.between(str(day(cut - 1)), str(day(cut + length + 1)))]
-    recent = daily[daily.local_date.between(str(start), str(end))]
+    evidence = daily[daily.local_date.between(str(start), str(end))]
+    month = full[full.local_date < str(start)]
     asked = full[full.local_date.between(str(start), str(end))]
-    exactly_equal(training_loads(nearby, recent, (start, end), previous=before), asked)
+    exactly_equal(training_loads(nearby, evidence, (start, end), before, month), asked)
     # The same with all the history there is: what lies before the state is not added to it again.
-    exactly_equal(training_loads(frame, daily, (start, end), previous=before), asked)
+    exactly_equal(training_loads(frame, daily, (start, end), before, month), asked)
 
 
 @settings(max_examples=10, deadline=None)
