@@ -37,6 +37,7 @@ ENGINE = (
     "glucose_periods",
     "agp",
     "alerts",
+    "correlations",
 )
 
 

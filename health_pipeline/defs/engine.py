@@ -245,6 +245,28 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     return found[(found["local_date"] >= str(first)) | (found["ended_at"] >= str(first))]
 
 
+def _compute_correlations(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import correlations
+
+    users = array_literal(scope.user_ids)
+    daily = engine_tables.read_frame(
+        warehouse,
+        f"""
+        select daily.user_id, daily.local_date, daily.metric_type, daily.metric_value as value, daily.source
+        from unnest({users}) as users (user_id)
+        cross join lateral (
+            select max(local_date) as last_day from health.daily_metrics
+            where user_id = users.user_id and metric_type = any({text_array(correlations.METRICS)})
+        ) as ends
+        inner join health.daily_metrics as daily
+            on daily.user_id = users.user_id
+            and daily.metric_type = any({text_array(correlations.METRICS)})
+            and daily.local_date > ends.last_day - {correlations.WINDOW_DAYS}
+        """,  # noqa: S608
+    )
+    return correlations.correlations(daily)
+
+
 @_asset(engine_tables.BASELINES, deps=[DAILY_METRICS])
 def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     return dg.MaterializeResult(metadata=_update(platform, engine_tables.BASELINES, _compute_baselines))
@@ -295,5 +317,21 @@ def alerts(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg
     return dg.MaterializeResult(metadata=_update(platform, engine_tables.ALERTS, _compute_alerts))
 
 
-ASSETS = (baselines, training_loads, recovery_scores, forecasts, glucose_daily, glucose_periods, agp, alerts)
+@_asset(engine_tables.CORRELATIONS, deps=[DAILY_METRICS])
+def correlations(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    counts = _update(platform, engine_tables.CORRELATIONS, _compute_correlations)
+    return dg.MaterializeResult(metadata=counts)
+
+
+ASSETS = (
+    baselines,
+    training_loads,
+    recovery_scores,
+    forecasts,
+    glucose_daily,
+    glucose_periods,
+    agp,
+    alerts,
+    correlations,
+)
 defs = dg.Definitions(assets=ASSETS)

@@ -324,7 +324,40 @@ ALERTS = EngineTable(
     ),
 )
 
-TABLES = (BASELINES, TRAINING_LOADS, RECOVERY_SCORES, FORECASTS, GLUCOSE_DAILY, GLUCOSE_PERIODS, AGP, ALERTS)
+CORRELATIONS = EngineTable(
+    "correlations",
+    "What goes with what in a person's last 90 days, free of trend and weekday. Grain: user, pair of metrics, lag.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("first_metric", "text", "Metric of the earlier day.", key=True),
+        Column("then_metric", "text", "Metric of the later day.", key=True),
+        Column("lag_days", "integer", "Days between them, 0 to 3.", key=True),
+        Column("as_of_date", "date", "Last of the 90 days."),
+        Column("n_pairs", "integer", "Pairs of days; at least 20."),
+        _number("effective_n", "Independent pairs that they are worth, days being like the days before."),
+        _number("rho", "Spearman's rank correlation.", null=False),
+        _number("p_value", "Of no correlation, by effective_n."),
+        _number(
+            "q_value", "False discovery rate over all pairs and lags of the person (Benjamini-Hochberg)."
+        ),
+        Column("associated", "boolean", "True where q_value is at most 0.1."),
+        _number("rho_low", "Lower end of the 90 % range, by blocks of 7 days; null where not associated."),
+        _number("rho_high", "Upper end of it."),
+        Column("sentence", "text", "The association in words; null where there is none.", null=True),
+    ),
+)
+
+TABLES = (
+    BASELINES,
+    TRAINING_LOADS,
+    RECOVERY_SCORES,
+    FORECASTS,
+    GLUCOSE_DAILY,
+    GLUCOSE_PERIODS,
+    AGP,
+    ALERTS,
+    CORRELATIONS,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ _COMPUTE = {
     "glucose_periods": engine._compute_glucose_periods,
     "agp": engine._compute_agp,
     "alerts": engine._compute_alerts,
+    "correlations": engine._compute_correlations,
 }
 _METRICS = {
     "heart_rate_variability": (60.0, 8.0),
