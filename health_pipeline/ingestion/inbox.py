@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -40,8 +42,11 @@ class Inbox(Protocol):
     def entries(self) -> Iterator[InboxEntry]:
         """Whole files: not hidden, not on their way."""
 
-    def read(self, location: str) -> bytes:
-        """Raises OSError where the file is gone or cannot be had."""
+    def local(self, location: str) -> AbstractContextManager[Path]:
+        """The file on this machine, for as long as it is needed.
+
+        Raises OSError where it is gone or cannot be had.
+        """
 
 
 class FolderInbox:
@@ -58,8 +63,11 @@ class FolderInbox:
                 status = path.stat()
                 yield InboxEntry(location, f"{status.st_size}:{status.st_mtime_ns}")
 
-    def read(self, location: str) -> bytes:
-        return (self._root / location).read_bytes()
+    @contextmanager
+    def local(self, location: str) -> Iterator[Path]:
+        path = self._root / location
+        with path.open("rb"):
+            yield path
 
 
 class S3Inbox:
@@ -84,16 +92,19 @@ class S3Inbox:
                     changed_at = item["LastModified"].isoformat()
                     yield InboxEntry(location, f"{item['ETag'].strip(chr(34))}:{changed_at}")
 
-    def read(self, location: str) -> bytes:
+    @contextmanager
+    def local(self, location: str) -> Iterator[Path]:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        try:
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + location)
-            return answer["Body"].read()
-        except ClientError as error:
-            raise OSError(errno.EIO, str(error.response["Error"]["Code"])) from None
-        except BotoCoreError as error:
-            raise OSError(errno.EIO, type(error).__name__) from None
+        with tempfile.TemporaryDirectory(prefix="health-pipeline-inbox-") as folder:
+            path = Path(folder) / "file"
+            try:
+                self._client.download_file(self._bucket, self._prefix + location, str(path))
+            except ClientError as error:
+                raise OSError(errno.EIO, str(error.response["Error"]["Code"])) from None
+            except BotoCoreError as error:
+                raise OSError(errno.EIO, type(error).__name__) from None
+            yield path
 
 
 def _is_whole(location: str) -> bool:
@@ -141,19 +152,20 @@ def receive_new_files(warehouse: Warehouse, store: RawStore, inbox: Inbox) -> In
     """
     report = InboxReport()
     for entry in unseen_files(warehouse.engine, inbox):
-        try:
-            content = inbox.read(entry.location)
-        except OSError as error:
-            # Taken away meanwhile, or not ours to read: its fingerprint would not tell when that is mended.
-            logger.warning("inbox: %s cannot be opened (%s)", entry.location, error.strerror)
-            continue
         raw_object_id, message = None, None
-        try:
-            raw_object_id = _receive_file(warehouse, store, entry.location, content)
-            report.received += 1
-        except ValueError as error:  # unreadable, in conflict with an earlier upload, in nobody's folder
-            message = str(error)
-            report.rejected += 1
+        with ExitStack() as opened:
+            try:
+                path = opened.enter_context(inbox.local(entry.location))
+            except OSError as error:
+                # Taken away meanwhile, or not ours to read: its fingerprint would not tell when that is mended.
+                logger.warning("inbox: %s cannot be opened (%s)", entry.location, error.strerror)
+                continue
+            try:
+                raw_object_id = _receive_file(warehouse, store, entry.location, path)
+                report.received += 1
+            except ValueError as error:  # unreadable, in conflict with an earlier upload, in nobody's folder
+                message = str(error)
+                report.rejected += 1
         with warehouse.engine.begin() as connection:
             connection.execute(
                 insert(InboxFile)
@@ -169,10 +181,10 @@ def receive_new_files(warehouse: Warehouse, store: RawStore, inbox: Inbox) -> In
     return report
 
 
-def _receive_file(warehouse: Warehouse, store: RawStore, location: str, content: bytes) -> int:
+def _receive_file(warehouse: Warehouse, store: RawStore, location: str, path: Path) -> int:
     handle, separator, _ = location.partition("/")
     if not separator:
         raise UnreadableFileError("whose file is it? Put it into a folder of the inbox named like the user")
     with warehouse.engine.begin() as connection:
         user = ensure_user(connection, handle)
-    return upload(warehouse, store, user, content).receipt.raw_object_id
+    return upload(warehouse, store, user, path).receipt.raw_object_id

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from health_pipeline.connections.users import UserRecord
-from health_pipeline.providers.base import Parsed, Provider, RawDocument, UnreadableFileError
+from health_pipeline.providers._zip_stream import is_zip
+from health_pipeline.providers.base import Parsed, Provider, RawDocument, RawFile, UnreadableFileError
 from health_pipeline.providers.registry import all_providers, recognise
 from health_pipeline.raw.index import Delivery, Receipt, receive
 from health_pipeline.raw.store import RawStore
@@ -18,7 +22,7 @@ _SNIFFED_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class UploadReport:
-    """What a file is and what its parser says of it. Lines are of the file, from 1."""
+    """What a file is and what its parser says of it: of one that is read in parts, of its first part."""
 
     provider: Provider
     receipt: Receipt
@@ -29,26 +33,27 @@ def upload(
     warehouse: Warehouse,
     store: RawStore,
     user: UserRecord,
-    content: bytes,
+    content: bytes | Path,
     *,
     time_zone: str | None = None,
     kind: str | None = None,
     context: Mapping[str, str] | None = None,
     received_at: dt.datetime | None = None,
 ) -> UploadReport:
-    """Take a file into the raw store. The kind is found by content unless given.
+    """Take a file, or its bytes, into the raw store. The kind is found by content unless given.
 
-    `context` is for the parser (`date_order`, `unit`). `time_zone` (IANA) is for times without an offset; the
-    user's own is used where it is not given.
+    A kind that is parsed in parts is never held in memory. `context` is for the parser (`date_order`,
+    `unit`). `time_zone` (IANA) is for times without an offset; the user's own is used where it is not given.
 
     Raises UnreadableFileError where nothing of the file can be read (it is not stored then: it stays where it
-    is), ConflictingUploadError, RawStoreUnavailableError.
+    is), ConflictingUploadError, RawStoreUnavailableError, OSError.
     """
-    provider = _provider(kind) if kind else recognise(content[:_SNIFFED_BYTES])
+    with _open(content) as file:
+        head = file.read(_SNIFFED_BYTES)
+    provider = _provider(kind) if kind else recognise(head)
     received_at = received_at or dt.datetime.now(dt.UTC)
     zone = time_zone or user.time_zone
-    entity = provider.entities[0].name
-    parsed = _parse(provider, RawDocument(entity, content, received_at, zone, context or {}))
+    parsed = _parse(provider, content, received_at, zone, context or {})
     if parsed.records_in == 0:
         raise UnreadableFileError(f"the file is a {provider.title} file without a single record")
     today = received_at.date()
@@ -58,20 +63,24 @@ def upload(
         [
             Delivery(
                 provider=provider.name,
-                entity=entity,
+                entity=provider.entities[0].name,
                 user_id=user.user_id,
                 door="upload",
                 content=content,
                 received_at=received_at,
                 partition_start=today,
                 partition_end=today,
-                content_type=_content_type(content),
+                content_type=_content_type(head),
                 time_zone=zone,
                 context=context or {},
             )
         ],
     )[0]
     return UploadReport(provider, receipt, parsed)
+
+
+def _open(content: bytes | Path) -> BinaryIO:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
 
 
 def _provider(kind: str) -> Provider:
@@ -84,9 +93,20 @@ def _provider(kind: str) -> Provider:
     return provider
 
 
-def _parse(provider: Provider, document: RawDocument) -> Parsed:
+def _parse(
+    provider: Provider,
+    content: bytes | Path,
+    received_at: dt.datetime,
+    zone: str | None,
+    context: Mapping[str, str],
+) -> Parsed:
+    entity = provider.entities[0].name
     try:
-        return provider.parse(document)
+        if provider.parse_stream is not None:
+            with _open(content) as file:
+                return next(provider.parse_stream(RawFile(entity, file, received_at, zone, context)))
+        whole = content.read_bytes() if isinstance(content, Path) else content
+        return provider.parse(RawDocument(entity, whole, received_at, zone, context))
     except UnreadableFileError:
         raise
     except Exception as error:
@@ -97,10 +117,10 @@ def _parse(provider: Provider, document: RawDocument) -> Parsed:
     )
 
 
-def _content_type(content: bytes) -> str:
-    head = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
-    if head.startswith((b"{", b"[")):
+def _content_type(head: bytes) -> str:
+    start = head[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith((b"{", b"[")):
         return "application/json"
-    if head.startswith(b"PK\x03\x04"):
-        return "application/zip"
-    return "text/csv"
+    if start.startswith(b"<"):
+        return "application/xml"
+    return "application/zip" if is_zip(head) else "text/csv"

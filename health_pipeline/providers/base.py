@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -75,6 +75,17 @@ class RawDocument:
 
     entity: str
     content: bytes
+    received_at: dt.datetime
+    time_zone: str | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """A `RawDocument` that may be larger than memory: `content` is read forward, once."""
+
+    entity: str
+    content: BinaryIO
     received_at: dt.datetime
     time_zone: str | None = None
     context: Mapping[str, str] = field(default_factory=dict)
@@ -294,6 +305,8 @@ class Webhook:
 
 FetchFunction = Callable[["ApiClient", Entity, Window], Iterator[Page]]
 ParseFunction = Callable[[RawDocument], Parsed]
+#: The parts of a file, each a `Parsed` of its own that fits into memory. A last part may be notes alone.
+StreamFunction = Callable[[RawFile], Iterator[Parsed]]
 #: Confidence, 0 (not mine) to 1 (certain), that the first bytes of a file are of this kind.
 SniffFunction = Callable[[bytes], float]
 #: What an answer means; None for the usual reading. The second argument is the time, in epoch seconds.
@@ -342,6 +355,8 @@ class Provider:
     identify: Callable[[ApiClient], Account] | None = None
     disconnect: Callable[[ApiClient], None] | None = None
     sniff: SniffFunction | None = None
+    #: For files of any size: `parse` in parts, in memory that does not grow with the file.
+    parse_stream: StreamFunction | None = None
     successor: str | None = None
     #: Bumped when a parser's output changes, so that staged objects can be told from those to replay.
     parser_version: int = 1

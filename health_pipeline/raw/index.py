@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,13 +30,16 @@ _SUFFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Bytes as they came, before they are stored. Days are inclusive; see `RawObject` for their meaning."""
+    """Bytes as they came, or a file with them, before they are stored.
+
+    Days are inclusive; see `RawObject` for their meaning.
+    """
 
     provider: str
     entity: str
     user_id: int
     door: str
-    content: bytes
+    content: bytes | Path
     received_at: dt.datetime
     partition_start: dt.date
     partition_end: dt.date
@@ -100,8 +104,7 @@ def receive(engine: sa.Engine, store: RawStore, deliveries: Sequence[Delivery]) 
 def _receive_one(
     connection: sa.Connection, store: RawStore, subject: uuid.UUID, delivery: Delivery
 ) -> Receipt:
-    sha256 = hashlib.sha256(delivery.content).hexdigest()
-    size = len(delivery.content)
+    sha256, size = _fingerprint(delivery.content)
     same_series = sa.and_(
         RawObject.subject_id == subject,
         RawObject.provider == delivery.provider,
@@ -135,7 +138,8 @@ def _receive_one(
             entity=delivery.entity,
             suffix=_SUFFIXES.get(delivery.content_type, ".bin"),
         )
-    stored = store.put(key, delivery.content)
+    content = delivery.content
+    stored = store.put_file(key, content) if isinstance(content, Path) else store.put(key, content)
     raw_object_id = connection.execute(
         sa.insert(RawObject)
         .values(
@@ -157,6 +161,15 @@ def _receive_one(
         .returning(RawObject.raw_object_id)
     ).scalar_one()
     return Receipt(raw_object_id, True, sha256, size)
+
+
+def _fingerprint(content: bytes | Path) -> tuple[str, int]:
+    """Hash and size."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest(), len(content)
+    with content.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return digest, file.tell()
 
 
 def _superseded(

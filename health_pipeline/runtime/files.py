@@ -69,7 +69,7 @@ def upload_file(
         warehouse,
         open_store(settings.raw_location),
         user,
-        path.read_bytes(),
+        path,
         time_zone=time_zone,
         kind=kind,
         context={"date_order": date_order} if date_order else {},

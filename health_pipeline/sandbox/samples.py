@@ -15,6 +15,7 @@ import orjson
 
 from health_pipeline.sandbox import fitbit
 from health_pipeline.sandbox.app import create_app
+from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.files import (
     Unit,
     write_clarity,
@@ -94,6 +95,11 @@ def _fitabase(root: Path) -> None:
     }
     for name, text in exports.items():
         (root / "fitabase" / f"{name}.csv").write_text(text, encoding="utf-8")
+def _apple_health(root: Path) -> None:
+    """A day at home, exported in another zone."""
+    exported = NOW.astimezone(dt.timezone(dt.timedelta(hours=-4)))
+    with (root / "apple_health" / "export.xml").open("w", encoding="utf-8", newline="\n") as file:
+        write_apple_health(person("ben"), dt.date(2026, 8, 21), dt.date(2026, 8, 21), file, exported=exported)
 
 
 def write_samples(root: Path) -> list[Path]:
@@ -104,6 +110,8 @@ def write_samples(root: Path) -> list[Path]:
     _glucose(root)
     _fitbit(root)
     _fitabase(root)
+    for provider in ("apple_health", "dexcom_clarity", "libreview", "nightscout", "glucose_csv"):
+    _apple_health(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

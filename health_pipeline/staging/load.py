@@ -7,6 +7,7 @@ killed leaves rows that nothing reads; the next load of the provider removes the
 from __future__ import annotations
 
 import datetime as dt
+import io
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 import pyarrow as pa
@@ -25,6 +27,7 @@ from health_pipeline.providers.base import (
     Parsed,
     Provider,
     RawDocument,
+    RawFile,
     UnreadableFileError,
     Window,
 )
@@ -37,6 +40,11 @@ from health_pipeline.raw.store import (
 )
 from health_pipeline.staging.tables import ensure_tables, schema_name, table_schemas
 from health_pipeline.warehouse.connection import Warehouse
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from dlt.common.schema.typing import TColumnSchema
+    from dlt.extract import DltResource
 
 #: A load holds about this many bytes of raw content, which bounds the memory of a backfill of any length.
 _BATCH_BYTES = 64 * 1024 * 1024
@@ -82,11 +90,13 @@ def stage(
     *,
     replay: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> StagingReport:
     """Stage a provider's pending objects, those of the day partitions in `window` where one is given.
 
     `replay` takes the objects of the window that are staged already, too: the parser reads them again.
-    `on_progress` is called with (objects done, objects in all).
+    `on_progress` is called with (objects done, objects in all), `on_bytes` with (bytes read, bytes in all) of
+    an object that is read in parts.
 
     Raises RawStoreUnavailableError and database errors; objects staged before the error stay staged. Raises
     RawStoreError, after all others are staged, where objects are missing or corrupt: they stay pending.
@@ -104,6 +114,29 @@ def stage(
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(pending))
+    with warehouse.engine.connect() as guard:
+        # One load a provider at a time, whoever starts it: dlt's tables and the clean-up below need that.
+        guard.execute(
+            sa.text("select pg_advisory_lock(:key, hashtext(:provider))"),
+            {"key": _LOAD_LOCK % 2**31, "provider": provider.name},
+        )
+        guard.commit()
+        try:
+            with warehouse.engine.begin() as connection:
+                ensure_tables(connection, provider)
+                _remove_unfinished_loads(connection, provider)
+                pending = _pending_objects(connection, provider, window, replay=replay)
+            done = 0
+            unreadable: list[str] = []
+            for batch in _batches(pending, alone=provider.parse_stream is not None):
+                unreadable += _load_batch(warehouse, store, provider, batch, report, on_bytes)
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, len(pending))
+        finally:
+            guard.rollback()
+            guard.execute(sa.text("select pg_advisory_unlock_all()"))
+            guard.commit()
     if unreadable:
         shown = "; ".join(unreadable[:_ERRORS_SHOWN]) + ("; …" if len(unreadable) > _ERRORS_SHOWN else "")
         what = "1 raw object" if len(unreadable) == 1 else f"{len(unreadable)} raw objects"
@@ -158,11 +191,12 @@ def _pending_objects(
     return [PendingObject(**row) for row in rows.mappings()]
 
 
-def _batches(pending: list[PendingObject]) -> Iterator[list[PendingObject]]:
+def _batches(pending: list[PendingObject], *, alone: bool) -> Iterator[list[PendingObject]]:
+    """Objects to load together; each `alone` where they are read in parts."""
     batch: list[PendingObject] = []
     size = 0
     for item in pending:
-        if batch and size + item.size_bytes > _BATCH_BYTES:
+        if batch and (alone or size + item.size_bytes > _BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(item)
@@ -195,6 +229,7 @@ def _load_batch(
     provider: Provider,
     batch: list[PendingObject],
     report: StagingReport,
+    on_bytes: Callable[[int, int], None] | None,
 ) -> list[str]:
     """Stage a batch; returns what is wrong with the objects that could not be read."""
     schema = schema_name(provider.name)
@@ -204,77 +239,143 @@ def _load_batch(
                 f"insert into {schema}.loads (load_id) select nextval('ops.load_id_seq') returning load_id"
             )
         ).scalar_one()
-    schemas = table_schemas(provider)
-    chunks: dict[str, list[pa.Table]] = {name: [] for name in schemas}
-    markers = []
-    days: list[dict[str, object]] = []
+    staged: list[_Staged] = []
     unreadable: list[str] = []
-    for item in batch:
-        try:
-            content = store.get(item.object_key)
-        except (RawObjectMissingError, RawObjectCorruptError, RawObjectTooLargeError) as error:
-            unreadable.append(str(error))
-            continue
-        parsed = _parse(provider, item, content)
-        rows: Counter[str] = Counter()
-        for name, table in {**parsed.tables, "quarantine": parsed.quarantine}.items():
-            if table.num_rows:
-                rows[name] += table.num_rows
-                chunks[name].append(_with_provenance(table, schemas[name], item.raw_object_id, load_id))
-        markers.append(
-            {
-                "raw_object_id": item.raw_object_id,
-                "load_id": load_id,
-                "parser_version": provider.parser_version,
-                "records_in": parsed.records_in,
-                "records_loaded": parsed.records_loaded,
-                "records_quarantined": parsed.quarantine.num_rows,
-                "records_skipped": orjson.dumps(dict(parsed.skipped)).decode(),
-                "rows_staged": orjson.dumps(dict(rows)).decode(),
-                "notes": sorted(parsed.notes),
-            }
+    tables = _tables(store, provider, batch, load_id, on_bytes, staged, unreadable)
+    if provider.parse_stream is not None:
+        rows = _append_in_parts(warehouse, provider, tables)
+    else:
+        chunks: dict[str, list[pa.Table]] = {}
+        for name, table in tables:
+            chunks.setdefault(name, []).append(table)
+        rows = _append_with_dlt(
+            warehouse, provider, {name: pa.concat_tables(parts) for name, parts in chunks.items()}
         )
-        span = _data_days(parsed)
-        if span is not None:
-            days.append({"id": item.raw_object_id, "start": span[0], "end": span[1]})
-        report.objects += 1
-        report.rows.update(rows)
-        report.records_in += parsed.records_in
-        report.records_loaded += parsed.records_loaded
-        report.records_quarantined += parsed.quarantine.num_rows
-        report.records_skipped.update(parsed.skipped)
-        report.notes.update(parsed.notes)
-    tables = {name: pa.concat_tables(parts) for name, parts in chunks.items() if parts}
-    if tables:
-        _append_with_dlt(warehouse, provider, tables)
     with warehouse.engine.begin() as connection:
-        for name, table in tables.items():
-            _analyze_if_grown(connection, f'{schema}."{name}"', table.num_rows)
+        for name, count in rows.items():
+            if unreadable and provider.parse_stream is not None:
+                # That an object is damaged is known when its end has been read.
+                connection.execute(
+                    sa.text(f'delete from {schema}."{name}" where _load_id = :load_id'),  # noqa: S608
+                    {"load_id": load_id},
+                )
+            _analyze_if_grown(connection, f'{schema}."{name}"', count)
             # What the block-range index has not summed up is read by every query; autovacuum may be minutes away.
             connection.execute(sa.text(f"select brin_summarize_new_values('{schema}.\"{name}_load_brin\"')"))
-        if markers:
-            connection.execute(
-                sa.text(
-                    f"insert into {schema}.staged_objects (raw_object_id, load_id, parser_version, records_in, "  # noqa: S608
-                    "records_loaded, records_quarantined, records_skipped, rows_staged, notes) values "
-                    "(:raw_object_id, :load_id, :parser_version, :records_in, :records_loaded, "
-                    ":records_quarantined, cast(:records_skipped as jsonb), cast(:rows_staged as jsonb), :notes)"
-                ),
-                markers,
-            )
-        if days:
-            connection.execute(
-                sa.text(
-                    "update ops.raw_objects set data_start_date = :start, data_end_date = :end "
-                    "where raw_object_id = :id"
-                ),
-                days,
-            )
-        connection.execute(
-            sa.text(f"update {schema}.loads set finished = true where load_id = :load_id"),  # noqa: S608
-            {"load_id": load_id},
-        )
+        _mark_staged(connection, provider, load_id, staged)
+    for each in staged:
+        each.add_to(report)
     return unreadable
+
+
+def _tables(
+    store: RawStore,
+    provider: Provider,
+    batch: list[PendingObject],
+    load_id: int,
+    on_bytes: Callable[[int, int], None] | None,
+    staged: list[_Staged],
+    unreadable: list[str],
+) -> Iterator[tuple[str, pa.Table]]:
+    """Rows of the objects, one after the other, by staging table.
+
+    What became of an object is in `staged` when its rows have been given, or what is wrong in `unreadable`.
+    """
+    schemas = table_schemas(provider)
+    for item in batch:
+        found = _Staged(item.raw_object_id)
+        try:
+            for parsed in _parsed_parts(store, provider, item, on_bytes):
+                found.add(parsed)
+                for name, table in {**parsed.tables, "quarantine": parsed.quarantine}.items():
+                    if table.num_rows:
+                        yield name, _with_provenance(table, schemas[name], item.raw_object_id, load_id)
+        except (RawObjectMissingError, RawObjectCorruptError, RawObjectTooLargeError) as error:
+            unreadable.append(str(error))
+        else:
+            staged.append(found)
+
+
+def _mark_staged(connection: sa.Connection, provider: Provider, load_id: int, staged: list[_Staged]) -> None:
+    """Make the rows of a load count."""
+    schema = schema_name(provider.name)
+    if staged:
+        connection.execute(
+            sa.text(
+                f"insert into {schema}.staged_objects (raw_object_id, load_id, parser_version, records_in, "  # noqa: S608
+                "records_loaded, records_quarantined, records_skipped, rows_staged, notes) values "
+                "(:raw_object_id, :load_id, :parser_version, :records_in, :records_loaded, "
+                ":records_quarantined, cast(:records_skipped as jsonb), cast(:rows_staged as jsonb), :notes)"
+            ),
+            [each.marker(load_id, provider.parser_version) for each in staged],
+        )
+    days = [each.days() for each in staged if each.first_day is not None]
+    if days:
+        connection.execute(
+            sa.text(
+                "update ops.raw_objects set data_start_date = :start, data_end_date = :end "
+                "where raw_object_id = :id"
+            ),
+            days,
+        )
+    connection.execute(
+        sa.text(f"update {schema}.loads set finished = true where load_id = :load_id"),  # noqa: S608
+        {"load_id": load_id},
+    )
+
+
+@dataclass(slots=True)
+class _Staged:
+    """What became of one object, part by part."""
+
+    raw_object_id: int
+    records_in: int = 0
+    records_loaded: int = 0
+    records_quarantined: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    notes: set[str] = field(default_factory=set)
+    first_day: dt.date | None = None
+    last_day: dt.date | None = None
+
+    def add(self, parsed: Parsed) -> None:
+        self.records_in += parsed.records_in
+        self.records_loaded += parsed.records_loaded
+        self.records_quarantined += parsed.quarantine.num_rows
+        self.skipped.update(parsed.skipped)
+        for name, table in {**parsed.tables, "quarantine": parsed.quarantine}.items():
+            if table.num_rows:
+                self.rows[name] += table.num_rows
+        self.notes.update(parsed.notes)
+        span = _data_days(parsed)
+        if span is not None:
+            self.first_day = min(span[0], self.first_day or span[0])
+            self.last_day = max(span[1], self.last_day or span[1])
+
+    def marker(self, load_id: int, parser_version: int) -> dict[str, object]:
+        return {
+            "raw_object_id": self.raw_object_id,
+            "load_id": load_id,
+            "parser_version": parser_version,
+            "records_in": self.records_in,
+            "records_loaded": self.records_loaded,
+            "records_quarantined": self.records_quarantined,
+            "records_skipped": orjson.dumps(dict(self.skipped)).decode(),
+            "rows_staged": orjson.dumps(dict(self.rows)).decode(),
+            "notes": sorted(self.notes),
+        }
+
+    def days(self) -> dict[str, object]:
+        return {"id": self.raw_object_id, "start": self.first_day, "end": self.last_day}
+
+    def add_to(self, report: StagingReport) -> None:
+        report.objects += 1
+        report.rows.update(self.rows)
+        report.records_in += self.records_in
+        report.records_loaded += self.records_loaded
+        report.records_quarantined += self.records_quarantined
+        report.records_skipped.update(self.skipped)
+        report.notes.update(self.notes)
 
 
 def _analyze_if_grown(connection: sa.Connection, relation: str, rows: int) -> None:
@@ -286,11 +387,32 @@ def _analyze_if_grown(connection: sa.Connection, relation: str, rows: int) -> No
         connection.execute(sa.text(f"analyze {relation}"))
 
 
-def _parse(provider: Provider, item: PendingObject, content: bytes) -> Parsed:
-    """Parse one object; whatever a parser raises becomes a quarantine row, and the other objects go on."""
-    document = RawDocument(item.entity, content, item.received_at, item.time_zone, item.context)
+def _parsed_parts(
+    store: RawStore,
+    provider: Provider,
+    item: PendingObject,
+    on_bytes: Callable[[int, int], None] | None,
+) -> Iterator[Parsed]:
+    """Parse one object; whatever a parser raises becomes a quarantine row, and the other objects go on.
+
+    Raises RawObjectMissingError, RawObjectCorruptError, RawObjectTooLargeError.
+    """
     try:
-        return _storable(provider, provider.parse(document))
+        if provider.parse_stream is not None:
+            with store.open(item.object_key) as stored:
+                stream = stored
+                if on_bytes is not None:
+                    stream = io.BufferedReader(Metered(stored, item.size_bytes, on_bytes))
+                file = RawFile(item.entity, stream, item.received_at, item.time_zone, item.context)
+                for part in provider.parse_stream(file):
+                    yield _storable(provider, part)
+        else:
+            content = store.get(item.object_key)
+            document = RawDocument(item.entity, content, item.received_at, item.time_zone, item.context)
+            yield _storable(provider, provider.parse(document))
+        return
+    except RawStoreError:
+        raise
     except UnreadableFileError as error:
         reason, detail = "unreadable_file", str(error)
     except Exception as error:
@@ -308,7 +430,28 @@ def _parse(provider: Provider, item: PendingObject, content: bytes) -> Parsed:
         ],
         schema=QUARANTINE_SCHEMA,
     )
-    return Parsed({}, quarantine, records_in=1, records_loaded=0)
+    yield Parsed({}, quarantine, records_in=1, records_loaded=0)
+
+
+class Metered(io.RawIOBase):
+    """A stream that tells how much of it has been read."""
+
+    def __init__(self, stream: BinaryIO, size: int, on_bytes: Callable[[int, int], None]) -> None:
+        self._stream = stream
+        self._size = size
+        self._done = 0
+        self._on_bytes = on_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        content = self._stream.read(len(view))
+        view[: len(content)] = content
+        self._done += len(content)
+        self._on_bytes(self._done, self._size)
+        return len(content)
 
 
 def _storable(provider: Provider, parsed: Parsed) -> Parsed:
@@ -351,7 +494,52 @@ def _data_days(parsed: Parsed) -> tuple[dt.date, dt.date] | None:
     return (min(bounds), max(bounds)) if bounds else None
 
 
-def _append_with_dlt(warehouse: Warehouse, provider: Provider, tables: Mapping[str, pa.Table]) -> None:
+def _append_with_dlt(
+    warehouse: Warehouse, provider: Provider, tables: Mapping[str, pa.Table]
+) -> Mapping[str, int]:
+    """Append whole tables; returns how many rows each got."""
+    if tables:
+        import dlt
+
+        resources = [
+            dlt.resource([table], name=name, write_disposition="append", columns=_dlt_columns(table.schema))
+            for name, table in tables.items()
+        ]
+        _run_dlt(warehouse, provider, resources)
+    return {name: table.num_rows for name, table in tables.items()}
+
+
+def _append_in_parts(
+    warehouse: Warehouse, provider: Provider, parts: Iterator[tuple[str, pa.Table]]
+) -> Mapping[str, int]:
+    """Append tables that come in parts, which are on the disk and not in memory until all have come."""
+    import dlt
+
+    rows: Counter[str] = Counter()
+    columns = {name: _dlt_columns(schema) for name, schema in table_schemas(provider).items()}
+
+    def dispatched() -> Iterator[object]:
+        known: set[str] = set()
+        for name, table in parts:
+            rows[name] += table.num_rows
+            if name in known:
+                yield dlt.mark.with_table_name(table, name)
+            else:
+                known.add(name)
+                hints = dlt.mark.make_hints(
+                    table_name=name, write_disposition="append", columns=columns[name]
+                )
+                yield dlt.mark.with_hints(table, hints, create_table_variant=True)
+
+    _run_dlt(warehouse, provider, [dlt.resource(dispatched, name=provider.name)])
+    return rows
+
+
+def _dlt_columns(schema: pa.Schema) -> list[TColumnSchema]:
+    return [{"name": each.name, "nullable": each.nullable} for each in schema]
+
+
+def _run_dlt(warehouse: Warehouse, provider: Provider, resources: list[DltResource]) -> None:
     # A first load must not ask the network or read somebody's dlt profile.
     os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
     os.environ.setdefault("RESTORE_FROM_DESTINATION", "false")
@@ -366,21 +554,7 @@ def _append_with_dlt(warehouse: Warehouse, provider: Provider, tables: Mapping[s
             dataset_name=schema_name(provider.name),
             pipelines_dir=folder,
         )
-        source = dlt.source(
-            lambda: [
-                dlt.resource(
-                    [table],
-                    name=name,
-                    write_disposition="append",
-                    columns=[
-                        {"name": arrow_field.name, "nullable": arrow_field.nullable}
-                        for arrow_field in table.schema
-                    ],
-                )
-                for name, table in tables.items()
-            ],
-            name=provider.name,
-        )
+        source = dlt.source(lambda: resources, name=provider.name)
         pipeline.run(source(), loader_file_format="parquet").raise_on_failed_jobs()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def test_a_file_is_taken_once_for_the_user_of_its_folder(
     assert unseen_files(warehouse.engine, place.inbox) == []
     assert look(warehouse, store, place) == (0, 0)
     # The file stays where it is.
-    assert place.inbox.read("ada/glucose.csv") == CSV
+    with place.inbox.local("ada/glucose.csv") as path:
+        assert path.read_bytes() == CSV
 
 
 def test_a_file_that_changed_is_taken_again_and_back_again(
@@ -207,15 +209,15 @@ def test_a_file_that_is_gone_when_its_turn_comes_stops_no_other(
 ) -> None:
     place.put("ada/glucose.csv", CSV)
     place.put("ben/glucose.csv", OTHER)
-    read = place.inbox.read
+    local = place.inbox.local
 
     class Vanishing:
         entries = place.inbox.entries
 
-        def read(self, location: str) -> bytes:
+        def local(self, location: str) -> AbstractContextManager[Path]:
             if location.startswith("ada"):
                 place.remove(location)
-            return read(location)
+            return local(location)
 
     with caplog.at_level(logging.WARNING):
         report = receive_new_files(warehouse, store, Vanishing())
@@ -234,10 +236,10 @@ def test_a_store_that_is_away_leaves_files_for_the_next_look(
         place.put(f"{name}/glucose.csv", CSV)
 
     class Away:
-        def put(self, key: str, content: bytes) -> PutResult:
+        def put_file(self, key: str, path: Path) -> PutResult:
             if len(objects(warehouse)) == 1:
                 raise RawStoreUnavailableError("the bucket does not answer")
-            return store.put(key, content)
+            return store.put_file(key, path)
 
     with pytest.raises(RawStoreUnavailableError):
         receive_new_files(warehouse, Away(), place.inbox)  # type: ignore[arg-type]

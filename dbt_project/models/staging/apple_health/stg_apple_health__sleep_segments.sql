@@ -1,0 +1,1 @@
+{{ pending_model('apple_health', 'sleep_segments') }}

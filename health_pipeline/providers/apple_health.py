@@ -1,0 +1,580 @@
+"""Apple Health's export.zip, or the export.xml in it: a snapshot of everything a phone knows of its owner.
+
+Instants are right; the offset printed with them is the phone's at the time of export, not that of the place.
+A record's own is that of its `HKTimeZone`, else that of the zone given with the upload, else the printed one.
+Units follow the phone's settings and are read record by record. Records have no id, and the address in
+`device` is another in every export: a device is its source's name and its hardware.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from health_pipeline.providers._apple_health_xml import Batch, Element, is_export, read_batches
+from health_pipeline.providers._glucose import read_numbers
+from health_pipeline.providers._json import original_json, quarantine_table
+from health_pipeline.providers._local_time import load_zone, offsets_at
+from health_pipeline.providers._parts import whole
+from health_pipeline.providers._zip_stream import is_zip, member_names, open_member
+from health_pipeline.providers.base import Entity, Parsed, Provider, RawDocument, RawFile, UnreadableFileError
+
+_QUANTITY, _CATEGORY = "HKQuantityTypeIdentifier", "HKCategoryTypeIdentifier"
+#: Quantity types, and what they are in the catalogue. A ride's or a swim's distance is its workout's.
+QUANTITIES = {
+    "StepCount": "steps",
+    "DistanceWalkingRunning": "distance",
+    "FlightsClimbed": "floors",
+    "ActiveEnergyBurned": "calories_burned",
+    "BasalEnergyBurned": "basal_calories",
+    "AppleExerciseTime": "active_minutes",
+    "VO2Max": "vo2_max",
+    "HeartRate": "heart_rate",
+    "RestingHeartRate": "resting_heart_rate",
+    "HeartRateVariabilitySDNN": "heart_rate_variability_sdnn",
+    "OxygenSaturation": "spo2",
+    "RespiratoryRate": "respiratory_rate",
+    "BloodPressureSystolic": "blood_pressure_systolic",
+    "BloodPressureDiastolic": "blood_pressure_diastolic",
+    "BodyMass": "weight",
+    "LeanBodyMass": "lean_mass",
+    "BodyFatPercentage": "body_fat",
+    "BodyMassIndex": "bmi",
+    "Height": "height",
+    "BodyTemperature": "body_temperature",
+    "AppleSleepingWristTemperature": "skin_temperature",
+    "DietaryWater": "hydration",
+    "BloodGlucose": "blood_glucose",
+}
+_STAND, _SLEEP = f"{_CATEGORY}AppleStandHour", f"{_CATEGORY}SleepAnalysis"
+_METRIC_OF = {**{_QUANTITY + name: metric for name, metric in QUANTITIES.items()}, _STAND: "stand_hours"}
+_WANTED = frozenset([*_METRIC_OF, _SLEEP])
+_STOOD = {"HKCategoryValueAppleStandHourStood": "1", "HKCategoryValueAppleStandHourIdle": "0"}
+_STAGES = {
+    "InBed": "in_bed",
+    "Asleep": "asleep",
+    "AsleepUnspecified": "asleep",
+    "AsleepCore": "light",
+    "AsleepDeep": "deep",
+    "AsleepREM": "rem",
+    "Awake": "awake",
+}
+#: Units as HealthKit spells them, and UCUM. One with a molar mass in it is a mole's.
+_UCUM = {
+    "count/min": "/min",
+    "mmHg": "mm[Hg]",
+    "degC": "Cel",
+    "degF": "[degF]",
+    "lb": "[lb_av]",
+    "st": "[stone_av]",
+    "mi": "[mi_i]",
+    "ft": "[ft_i]",
+    "in": "[in_i]",
+    "yd": "[yd_i]",
+    "Cal": "kcal",
+    "hr": "h",
+    "fl_oz_us": "[foz_us]",
+    "mL/min·kg": "mL/(kg.min)",
+    "mL/kg·min": "mL/(kg.min)",
+    "mL/(kg*min)": "mL/(kg.min)",
+}
+_COUNTED = {"steps": "{steps}", "floors": "{floors}", "bmi": "kg/m2", "stand_hours": "{hours}"}
+_FRACTIONS = {"spo2", "body_fat"}
+_SENSORS = re.compile(
+    r"dexcom|libre|stelo|lingo|eversense|carelink|minimed|guardian|medtronic|xdrip|nightscout|sugarmate|"
+    r"loop\b|\btrio\b|gluroo|clarity|cgm",
+    re.IGNORECASE,
+)
+_HARDWARE = re.compile(
+    r"hardware:(.*?)(?:, (?:software|firmware|model|manufacturer|name|localIdentifier):|>?$)"
+)
+_BATCH_RECORDS = 20_000
+_LONGEST_ORIGINAL = 200
+_FIRST_YEAR, _LAST_YEAR = 1900, 2199
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_UTC = pa.timestamp("us", "UTC")
+_WHEN = [
+    pa.field("recorded_at", _UTC, nullable=False),
+    pa.field("ended_at", _UTC),
+    pa.field("device", pa.string(), nullable=False),
+    pa.field("utc_offset_minutes", pa.int16(), nullable=False),
+    pa.field("utc_offset_source", pa.string(), nullable=False),
+    pa.field("line", pa.int32(), nullable=False),
+]
+#: `value` is as written, `unit` UCUM, as written where that is none. `is_sensor`: a glucose value of a sensor.
+RECORDS_SCHEMA = pa.schema(
+    [
+        pa.field("metric_type", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("unit", pa.string()),
+        *_WHEN,
+        pa.field("is_user_entered", pa.bool_(), nullable=False),
+        pa.field("is_sensor", pa.bool_(), nullable=False),
+    ]
+)
+SEGMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        *_WHEN,
+        pa.field("end_utc_offset_minutes", pa.int16(), nullable=False),
+    ]
+)
+WORKOUTS_SCHEMA = pa.schema(
+    [
+        pa.field("activity", pa.string(), nullable=False),
+        *_WHEN,
+        pa.field("duration_seconds", pa.float64()),
+        pa.field("active_energy_kcal", pa.float64()),
+        pa.field("distance_m", pa.float64()),
+        pa.field("average_heart_rate_bpm", pa.float64()),
+        pa.field("max_heart_rate_bpm", pa.float64()),
+        pa.field("elevation_gain_m", pa.float64()),
+    ]
+)
+#: `is_home`: clocks there show what those of the upload's zone do.
+ZONES_SCHEMA = pa.schema(
+    [
+        pa.field("recorded_at", _UTC, nullable=False),
+        pa.field("time_zone", pa.string(), nullable=False),
+        pa.field("is_home", pa.bool_(), nullable=False),
+    ]
+)
+
+
+def parse_stream(file: RawFile) -> Iterator[Parsed]:
+    """Records, segments of sleep and workouts of an export, in parts of some ten thousand.
+
+    A bad value, time or stage goes to quarantine with its line; types that the catalogue has no metric for are
+    counted by their name. What is in a correlation is there twice, with the same values: both are staged, and
+    are one row later. A file that was cut off gives what it holds, a row in quarantine, and a note.
+
+    UnreadableFileError: neither a zip with an export in it nor an export; encrypted; an unknown zone.
+    """
+    zone = None if file.time_zone is None else load_zone(file.time_zone)
+    buffered = io.BufferedReader(file.content) if isinstance(file.content, io.RawIOBase) else file.content
+    head = buffered.read(4096)
+    stream: Any = _Joined(head, buffered)
+    member = None
+    if is_zip(head):
+        member = open_member(stream, lambda name, start: name.lower().endswith(".xml") and is_export(start))
+        if member is None:
+            raise UnreadableFileError(
+                "there is no Apple Health export in the archive, or it is cut off before"
+            )
+        stream = member
+    for batch in read_batches(stream, _WANTED, _BATCH_RECORDS):
+        cut = batch.cut_at is not None or (member is not None and member.cut)
+        yield _read(batch, zone, file.time_zone, cut=cut)
+
+
+class _Joined(io.RawIOBase):
+    """A stream whose first bytes have been read already."""
+
+    def __init__(self, head: bytes, rest: Any) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        content: bytes = self._rest.read(size)
+        return content
+
+
+def parse(document: RawDocument) -> Parsed:
+    """`parse_stream` of a file that is in memory."""
+    return whole(parse_stream, document)
+
+
+def sniff(head: bytes) -> float:
+    """Certain of Apple's root element, and of a zip that begins with the names of an export."""
+    if is_zip(head):
+        names = [name.casefold() for name in member_names(head)]
+        return 0.95 if any(name.startswith("apple_health_export/") for name in names) else 0.0
+    return 0.95 if is_export(head[:4096]) else 0.0
+
+
+def _read(batch: Batch, zone: ZoneInfo | None, zone_name: str | None, *, cut: bool) -> Parsed:
+    records = [each for each in batch.records if each.get("type") != _SLEEP]
+    segments = [each for each in batch.records if each.get("type") == _SLEEP]
+    refused: list[tuple[str, str, str | None, Element]] = []
+    when = {"records": _When(records, zone), "sleep_segments": _When(segments, zone)}
+    when["workouts"] = _When(batch.workouts, zone)
+    tables = {
+        "records": _records(records, when["records"], refused),
+        "sleep_segments": _segments(segments, when["sleep_segments"], refused),
+        "workouts": _workouts(batch.workouts, when["workouts"], refused),
+    }
+    loaded = sum(table.num_rows for table in tables.values())
+    tables["time_zones"] = _time_zones([*when.values()], zone, zone_name)
+    rows: list[tuple[str, str, str | None, str, str]] = [
+        (entity, reason, name, f"line {element['line']}", original_json(_original(element)))
+        for entity, reason, name, element in refused
+    ]
+    rows += [("records", "malformed_xml", None, f"line {line}", "{}") for line in batch.broken]
+    notes: list[str] = []
+    if cut:
+        place = f"line {batch.cut_at}" if batch.cut_at is not None else "the end"
+        rows.append(("records", "truncated_file", None, place, "{}"))
+        notes.append(f"the file is cut off at {place}: what it holds is loaded; export it again for the rest")
+    quarantine = pa.concat_tables(
+        [
+            quarantine_table(
+                entity, ((reason, name, place, text) for e, reason, name, place, text in rows if e == entity)
+            )
+            for entity in ("records", "sleep_segments", "workouts")
+        ]
+    )
+    skipped = Counter({_word(name): count for name, count in batch.skipped.items()})
+    return Parsed(
+        tables={name: table for name, table in tables.items() if table.num_rows},
+        quarantine=quarantine,
+        records_in=loaded + len(rows) + skipped.total(),
+        records_loaded=loaded,
+        skipped=dict(skipped),
+        notes=tuple(notes),
+    )
+
+
+def _word(name: str) -> str:
+    """`HKQuantityTypeIdentifierWalkingSpeed` as `walking_speed`."""
+    for prefix in (_QUANTITY, _CATEGORY, "HKDataType", "HKWorkoutActivityType"):
+        name = name.removeprefix(prefix)
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    word = re.sub(r"[^a-z0-9]+", "_", parted.lower()).strip("_")[:60].strip("_")
+    return word if re.match(r"[a-z]", word) else "unnamed_type"
+
+
+def _original(element: Element) -> Mapping[str, object]:
+    kept = ("type", "workoutActivityType", "value", "unit", "startDate", "endDate", "duration")
+    return {name: str(element[name])[:_LONGEST_ORIGINAL] for name in kept if name in element}
+
+
+class _When:
+    """When and by what the elements were recorded, and where that cannot be told."""
+
+    def __init__(self, elements: Sequence[Element], zone: ZoneInfo | None) -> None:
+        self.start, printed, self.reason = _times([each.get("startDate") for each in elements])
+        self.end, _, end_reason = _times([each.get("endDate") for each in elements])
+        for row in np.flatnonzero(np.not_equal(end_reason, "")).tolist():
+            # Without an end it is of an instant.
+            if end_reason[row] == "missing_time":
+                self.end[row] = self.start[row]
+            elif not self.reason[row]:
+                self.reason[row] = end_reason[row]
+        backwards = (self.end < self.start) & (self.reason == "")
+        self.reason[backwards] = "ends_before_start"
+        self.device = [device_of(each.get("sourceName"), each.get("device")) for each in elements]
+        self.line = np.array([each["line"] for each in elements], dtype=np.int32)
+        named = [(row, each["HKTimeZone"]) for row, each in enumerate(elements) if "HKTimeZone" in each]
+        self.offset, self.end_offset = printed, printed.copy()
+        self.source = np.full(len(elements), "export", dtype=object)
+        if zone is not None and len(elements):
+            self.offset, self.end_offset = (
+                offsets_at(each, zone).astype(np.int64) for each in (self.start, self.end)
+            )
+            self.source[:] = "upload_zone"
+        by_zone: dict[str, list[int]] = {}
+        for row, name in named:
+            by_zone.setdefault(name, []).append(row)
+        self.zones: dict[str, Ints] = {}
+        for name, rows in by_zone.items():
+            if (own := _zone(name)) is not None:
+                where = np.array(rows)
+                self.offset[where] = offsets_at(self.start[where], own)
+                self.end_offset[where] = offsets_at(self.end[where], own)
+                self.source[where] = "record"
+                self.zones[name] = where
+
+    def columns(self, rows: Ints) -> dict[str, Any]:
+        """The columns that all tables have, of these rows."""
+        start, end = self.start[rows], self.end[rows]
+        return {
+            "recorded_at": pa.array(start).cast(_UTC),
+            "ended_at": pa.array(end, mask=end == start).cast(_UTC),
+            "device": pa.array([self.device[row] for row in rows.tolist()], pa.string()),
+            "utc_offset_minutes": pa.array(self.offset[rows].astype(np.int16)),
+            "utc_offset_source": pa.array(self.source[rows], pa.string()),
+            "line": pa.array(self.line[rows]),
+        }
+
+
+def _times(texts: Sequence[str | None]) -> tuple[Ints, Ints, npt.NDArray[np.object_]]:
+    """`2026-11-20 09:00:00 +0100` as microseconds of UTC and minutes of offset; else a reason why not."""
+    count = len(texts)
+    reason = np.full(count, "", dtype=object)
+    width = [text if text is not None and len(text) == 25 and text.isascii() else "" for text in texts]
+    cells = np.array(width, dtype="S25").view(np.uint8).reshape(count, 25).astype(np.int16)
+    digits = cells[:, _DIGITS] - 48
+    good = ((digits >= 0) & (digits <= 9)).all(axis=1)
+    good &= (cells[:, _MARKS] == _MARK_BYTES).all(axis=1) & np.isin(cells[:, 20], (43, 45))
+    digits[~good] = 0
+    tens = digits[:, 0::2] * 10 + digits[:, 1::2]
+    year = tens[:, 0].astype(np.int64) * 100 + tens[:, 1]
+    month, day, hour, minute, second, zone_hour, zone_minute = (
+        tens[:, i].astype(np.int64) for i in range(2, 9)
+    )
+    months = (year - 1970) * 12 + np.clip(month, 1, 12) - 1
+    first = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    length = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64) - first
+    valid = (month >= 1) & (month <= 12) & (day >= 1) & (day <= length) & (hour < 24) & (minute < 60)
+    valid &= (second < 60) & (zone_minute < 60) & (zone_hour <= 14)
+    plausible = (year >= _FIRST_YEAR) & (year <= _LAST_YEAR)
+    reason[~(good & valid)] = "unparsable_time"
+    reason[good & valid & ~plausible] = "implausible_time"
+    reason[np.array([not text for text in texts], dtype=np.bool_)] = "missing_time"
+    offset = (zone_hour * 60 + zone_minute) * np.where(cells[:, 20] == 45, -1, 1)
+    seconds = ((first + day - 1) * 24 + hour) * 3600 + minute * 60 + second - offset * 60
+    us = np.where(reason == "", seconds * 1_000_000, 0)
+    return us, np.where(reason == "", offset, 0), reason
+
+
+_DIGITS = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18, 21, 22, 23, 24]
+_MARKS = [4, 7, 10, 13, 16, 19]
+_MARK_BYTES = np.frombuffer(b"-- :: ", dtype=np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _zone(name: str) -> ZoneInfo | None:
+    try:
+        return load_zone(name)
+    except UnreadableFileError:
+        return None
+
+
+def device_of(source_name: str | None, device: str | None) -> str:
+    """A source's name with the hardware behind it: `Ada's Apple Watch (Watch6,2)`."""
+    # The address before the first comma is another in every export, and often in every record.
+    return _device_of(source_name or "", "" if device is None else device[device.find(",") :])
+
+
+@lru_cache(maxsize=4096)
+def _device_of(source_name: str, details: str) -> str:
+    name = " ".join(source_name.split())
+    found = _HARDWARE.search(details)
+    hardware = found.group(1).strip() if found else ""
+    return f"{name} ({hardware})" if hardware and name else name or hardware or "unknown"
+
+
+@lru_cache(maxsize=1024)
+def _unit(metric: str, unit: str | None) -> str | None:
+    """UCUM for HealthKit's spelling; what is not known stays as written, for the catalogue to refuse."""
+    if unit is None:
+        return _COUNTED.get(metric) if metric == "stand_hours" else None
+    text = re.sub(r"<[^>]*>", "", unit).strip()
+    if text == "count":
+        return _COUNTED.get(metric, text)
+    return _UCUM.get(text, text)
+
+
+def _records(
+    elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
+) -> pa.Table:
+    metrics = [_METRIC_OF.get(each.get("type", "")) for each in elements]
+    texts = [each.get("value") for each in elements]
+    for row, metric in enumerate(metrics):
+        if metric == "stand_hours":
+            texts[row] = _STOOD.get(texts[row] or "", texts[row])
+    filled = pa.array(["" if text is None else text.strip() for text in texts], pa.string())
+    values, numeric = read_numbers(filled)
+    reason = when.reason.copy()
+    missing = np.asarray(pc.equal(filled, "").to_numpy(zero_copy_only=False), dtype=np.bool_)
+    _note(reason, np.array([metric is None for metric in metrics], dtype=np.bool_), "missing_type")
+    _note(reason, missing, "missing_value")
+    _note(reason, ~numeric, "unparsable_value")
+    kept = _keep("records", elements, reason, refused)
+    rows = kept.tolist()
+    units = [_unit(metrics[row] or "", elements[row].get("unit")) for row in rows]
+    for place, row in enumerate(rows):
+        # HealthKit's percent is a fraction, and some apps did not know.
+        if units[place] == "%" and metrics[row] in _FRACTIONS and values[row] <= 1:
+            units[place] = "1"
+    columns = {
+        "metric_type": pa.array([metrics[row] for row in rows], pa.string()),
+        "value": pa.array(values[kept]),
+        "unit": pa.array(units, pa.string()),
+        **when.columns(kept),
+        "is_user_entered": pa.array(
+            [elements[row].get("HKWasUserEntered") == "1" for row in rows], pa.bool_()
+        ),
+        "is_sensor": pa.array(
+            [metrics[row] == "blood_glucose" and _is_sensor(elements[row], when.device[row]) for row in rows],
+            pa.bool_(),
+        ),
+    }
+    return pa.table(columns, schema=RECORDS_SCHEMA)
+
+
+def _is_sensor(record: Element, device: str) -> bool:
+    """Whether a glucose value is a sensor's: nobody typed it in, or told the meal, and its app is one of theirs."""
+    typed = record.get("HKWasUserEntered") == "1" or "HKBloodGlucoseMealTime" in record
+    return not typed and _SENSORS.search(device) is not None
+
+
+def _segments(
+    elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
+) -> pa.Table:
+    stages = [
+        _STAGES.get((each.get("value") or "").removeprefix("HKCategoryValueSleepAnalysis"))
+        for each in elements
+    ]
+    reason = when.reason.copy()
+    _note(reason, np.array([stage is None for stage in stages], dtype=np.bool_), "unknown_sleep_stage")
+    kept = _keep("sleep_segments", elements, reason, refused)
+    columns = {
+        "stage": pa.array([stages[row] for row in kept.tolist()], pa.string()),
+        **when.columns(kept),
+        "end_utc_offset_minutes": pa.array(when.end_offset[kept].astype(np.int16)),
+    }
+    return pa.table(columns, schema=SEGMENTS_SCHEMA)
+
+
+_METERS = {"m": 1.0, "km": 1000.0, "mi": 1609.344, "ft": 0.3048, "yd": 0.9144, "cm": 0.01}
+_KILOCALORIES = {"kcal": 1.0, "Cal": 1.0, "kJ": 1 / 4.184, "cal": 0.001}
+_SECONDS = {"s": 1.0, "min": 60.0, "hr": 3600.0}
+
+
+def _workouts(
+    elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
+) -> pa.Table:
+    kept = _keep("workouts", elements, when.reason.copy(), refused)
+    rows = []
+    for row in kept.tolist():
+        each = elements[row]
+        by_type = {said.get("type", "").removeprefix(_QUANTITY): said for said in each["statistics"]}
+        distances = [said for name, said in by_type.items() if name.startswith("Distance")]
+        distance = distances[0] if distances else {}
+        energy, pulse = by_type.get("ActiveEnergyBurned", {}), by_type.get("HeartRate", {})
+        climbed, _, climbed_unit = (each.get("HKElevationAscended") or "").partition(" ")
+        rows.append(
+            {
+                "activity": _word(each.get("workoutActivityType") or "other"),
+                "duration_seconds": _measure(each.get("duration"), each.get("durationUnit"), _SECONDS),
+                "active_energy_kcal": _first(
+                    _measure(energy.get("sum"), energy.get("unit"), _KILOCALORIES),
+                    _measure(each.get("totalEnergyBurned"), each.get("totalEnergyBurnedUnit"), _KILOCALORIES),
+                ),
+                "distance_m": _first(
+                    _measure(distance.get("sum"), distance.get("unit"), _METERS),
+                    _measure(each.get("totalDistance"), each.get("totalDistanceUnit"), _METERS),
+                ),
+                "average_heart_rate_bpm": _measure(
+                    pulse.get("average"), pulse.get("unit"), {"count/min": 1.0}
+                ),
+                "max_heart_rate_bpm": _measure(pulse.get("maximum"), pulse.get("unit"), {"count/min": 1.0}),
+                "elevation_gain_m": _measure(climbed, climbed_unit, _METERS),
+            }
+        )
+    own = [field for field in WORKOUTS_SCHEMA if field.name not in {each.name for each in _WHEN}]
+    told = pa.Table.from_pylist(rows, schema=pa.schema(own))
+    columns = {**when.columns(kept), **{name: told[name] for name in told.schema.names}}
+    return pa.table({name: columns[name] for name in WORKOUTS_SCHEMA.names}, schema=WORKOUTS_SCHEMA)
+
+
+def _measure(value: str | None, unit: str | None, factors: Mapping[str, float]) -> float | None:
+    factor = factors.get(unit or "")
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number * factor if factor is not None and np.isfinite(number) else None
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _time_zones(whens: Sequence[_When], home: ZoneInfo | None, home_name: str | None) -> pa.Table:
+    """Which zones records name, once an hour."""
+    found: dict[tuple[int, str], bool] = {}
+    for when in whens:
+        for name, rows in when.zones.items():
+            good = rows[when.reason[rows] == ""]
+            hours = np.unique(when.start[good] // 3_600_000_000)
+            own = _zone(name)
+            at_home = np.full(len(hours), name == home_name)
+            if home is not None and own is not None and name != home_name:
+                us = hours * 3_600_000_000
+                at_home = offsets_at(us, home) == offsets_at(us, own)
+            found |= {(hour, name): bool(same) for hour, same in zip(hours.tolist(), at_home, strict=True)}
+    return pa.table(
+        {
+            "recorded_at": pa.array([hour * 3_600_000_000 for hour, _ in found], pa.int64()).cast(_UTC),
+            "time_zone": pa.array([name for _, name in found], pa.string()),
+            "is_home": pa.array(list(found.values()), pa.bool_()),
+        },
+        schema=ZONES_SCHEMA,
+    )
+
+
+def _note(reason: npt.NDArray[np.object_], rows: Flags, word: str) -> None:
+    reason[rows & (reason == "")] = word
+
+
+_FIELDS = {"time": "startDate", "start": "endDate", "value": "value", "stage": "value", "type": "type"}
+
+
+def _keep(
+    entity: str,
+    elements: list[Element],
+    reason: npt.NDArray[np.object_],
+    refused: list[tuple[str, str, str | None, Element]],
+) -> Ints:
+    """The rows without a reason against them; the others are refused."""
+    for row in np.flatnonzero(reason != "").tolist():
+        word = str(reason[row])
+        refused.append((entity, word, _FIELDS.get(word.rsplit("_", 1)[-1]), elements[row]))
+    return np.flatnonzero(reason == "")
+
+
+PROVIDER = Provider(
+    name="apple_health",
+    title="Apple Health export",
+    door="upload",
+    entities=(
+        Entity(
+            name="records",
+            schema=RECORDS_SCHEMA,
+            key=("metric_type", "recorded_at", "device", "value"),
+            description="One row a quantity or hour stood, of an instant or a span of time.",
+        ),
+        Entity(
+            name="sleep_segments",
+            schema=SEGMENTS_SCHEMA,
+            key=("recorded_at", "device", "stage"),
+            description="One row a stretch of one stage of sleep, or in bed, as one device saw it.",
+        ),
+        Entity(
+            name="workouts",
+            schema=WORKOUTS_SCHEMA,
+            key=("recorded_at", "device", "activity"),
+            description="One row a workout.",
+        ),
+        Entity(
+            name="time_zones",
+            schema=ZONES_SCHEMA,
+            key=("recorded_at", "time_zone"),
+            description="One row an hour and zone in which records name that zone.",
+        ),
+    ),
+    parse=parse,
+    parse_stream=parse_stream,
+    sniff=sniff,
+)
