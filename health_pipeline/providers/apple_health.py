@@ -98,7 +98,7 @@ _SENSORS = re.compile(
 _HARDWARE = re.compile(
     r"hardware:(.*?)(?:, (?:software|firmware|model|manufacturer|name|localIdentifier):|>?$)"
 )
-_BATCH_RECORDS = 20_000
+_BATCH_RECORDS = 8_000
 _LONGEST_ORIGINAL = 200
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199
 
@@ -155,7 +155,7 @@ ZONES_SCHEMA = pa.schema(
 
 
 def parse_stream(file: RawFile) -> Iterator[Parsed]:
-    """Records, segments of sleep and workouts of an export, in parts of some ten thousand.
+    """Records, segments of sleep and workouts of an export, in parts of some thousand.
 
     A bad value, time or stage goes to quarantine with its line; types that the catalogue has no metric for are
     counted by their name. What is in a correlation is there twice, with the same values: both are staged, and

@@ -284,7 +284,7 @@ class TestFiles:
         with pytest.raises(UnreadableFileError, match="encrypted"):
             parse(bytes(encrypted))
         monkeypatch.setattr(_zip_stream, "_RATIO_COUNTS_FROM", 2**24)
-        bomb = zipped({"apple_health_export/export.xml": b"<HealthData>\n" + b" " * 2**26})
+        bomb = zipped({"apple_health_export/export.xml": b"<HealthData>\n" + b" " * 2**27})
         with pytest.raises(UnreadableFileError, match="unpacks to more"):
             parse(bomb)
 
