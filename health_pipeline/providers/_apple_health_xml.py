@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 from health_pipeline.providers.base import UnreadableFileError
 
-_CHUNK_BYTES = 1024 * 1024
+_CHUNK_BYTES = 256 * 1024
 _HEADER_BYTES = 1024 * 1024
 #: A single element longer than this is no element.
 _LONGEST_TAG = 16 * 1024 * 1024

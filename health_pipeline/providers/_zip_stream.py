@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LOCAL, _DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
 _ENDS = (b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06")
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 64 * 1024
 #: Nobody's export is longer than this, or packs better: what is, is made to fill memories and disks.
 _MAX_BYTES = 64 * 1024**3
 _MAX_RATIO = 300

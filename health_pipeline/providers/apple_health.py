@@ -98,7 +98,7 @@ _SENSORS = re.compile(
 _HARDWARE = re.compile(
     r"hardware:(.*?)(?:, (?:software|firmware|model|manufacturer|name|localIdentifier):|>?$)"
 )
-_BATCH_RECORDS = 8_000
+_BATCH_RECORDS = 4_000
 _LONGEST_ORIGINAL = 200
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199
 
@@ -307,13 +307,20 @@ class _When:
         """The columns that all tables have, of these rows."""
         start, end = self.start[rows], self.end[rows]
         return {
-            "recorded_at": pa.array(start).cast(_UTC),
-            "ended_at": pa.array(end, mask=end == start).cast(_UTC),
+            "recorded_at": _column(start, _UTC),
+            "ended_at": pc.if_else(
+                pa.array((end == start).tolist(), pa.bool_()), pa.nulls(len(rows), _UTC), _column(end, _UTC)
+            ),
             "device": pa.array([self.device[row] for row in rows.tolist()], pa.string()),
-            "utc_offset_minutes": pa.array(self.offset[rows].astype(np.int16)),
-            "utc_offset_source": pa.array(self.source[rows], pa.string()),
-            "line": pa.array(self.line[rows]),
+            "utc_offset_minutes": _column(self.offset[rows].astype(np.int16), pa.int16()),
+            "utc_offset_source": pa.array(self.source[rows].tolist(), pa.string()),
+            "line": _column(self.line[rows], pa.int32()),
         }
+
+
+def _column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Numbers as Arrow has them. `pa.array` of numpy's imports pandas, which is larger than all we hold."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _times(texts: Sequence[str | None]) -> tuple[Ints, Ints, npt.NDArray[np.object_]]:
@@ -392,10 +399,10 @@ def _records(
     for row, metric in enumerate(metrics):
         if metric == "stand_hours":
             texts[row] = _STOOD.get(texts[row] or "", texts[row])
-    filled = pa.array(["" if text is None else text.strip() for text in texts], pa.string())
-    values, numeric = read_numbers(filled)
+    filled = ["" if text is None else text.strip() for text in texts]
+    values, numeric = _numbers(filled)
     reason = when.reason.copy()
-    missing = np.asarray(pc.equal(filled, "").to_numpy(zero_copy_only=False), dtype=np.bool_)
+    missing = np.array([not text for text in filled], dtype=np.bool_)
     _note(reason, np.array([metric is None for metric in metrics], dtype=np.bool_), "missing_type")
     _note(reason, missing, "missing_value")
     _note(reason, ~numeric, "unparsable_value")
@@ -408,7 +415,7 @@ def _records(
             units[place] = "1"
     columns = {
         "metric_type": pa.array([metrics[row] for row in rows], pa.string()),
-        "value": pa.array(values[kept]),
+        "value": _column(values[kept], pa.float64()),
         "unit": pa.array(units, pa.string()),
         **when.columns(kept),
         "is_user_entered": pa.array(
@@ -420,6 +427,16 @@ def _records(
         ),
     }
     return pa.table(columns, schema=RECORDS_SCHEMA)
+
+
+def _numbers(texts: list[str]) -> tuple[npt.NDArray[np.float64], Flags]:
+    """Numbers, and where there is one."""
+    array = pa.array(texts, pa.string())
+    try:
+        values = np.frombuffer(array.cast(pa.float64()).buffers()[1], np.float64, len(texts))
+    except (pa.ArrowInvalid, ValueError):
+        return read_numbers(array)
+    return values, np.isfinite(values)
 
 
 def _is_sensor(record: Element, device: str) -> bool:
@@ -441,7 +458,7 @@ def _segments(
     columns = {
         "stage": pa.array([stages[row] for row in kept.tolist()], pa.string()),
         **when.columns(kept),
-        "end_utc_offset_minutes": pa.array(when.end_offset[kept].astype(np.int16)),
+        "end_utc_offset_minutes": _column(when.end_offset[kept].astype(np.int16), pa.int16()),
     }
     return pa.table(columns, schema=SEGMENTS_SCHEMA)
 

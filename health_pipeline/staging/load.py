@@ -476,9 +476,8 @@ def _without_nul(table: pa.Table) -> pa.Table:
 
 
 def _with_provenance(table: pa.Table, schema: pa.Schema, raw_object_id: int, load_id: int) -> pa.Table:
-    rows = table.num_rows
-    table = table.append_column("_raw_object_id", pa.repeat(pa.scalar(raw_object_id, pa.int64()), rows))
-    table = table.append_column("_load_id", pa.repeat(pa.scalar(load_id, pa.int64()), rows))
+    for name, value in (("_raw_object_id", raw_object_id), ("_load_id", load_id)):
+        table = table.append_column(name, pa.array([value] * table.num_rows, pa.int64()))
     return table.select(schema.names).cast(schema)
 
 
