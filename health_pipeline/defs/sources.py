@@ -216,6 +216,14 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         from health_pipeline.staging.load import stage
 
+        told = -1
+
+        def on_bytes(done: int, total: int) -> None:
+            nonlocal told
+            if (share := 100 * done // max(total, 1) // 5 * 5) > told:
+                told = share
+                context.log.info(f"{schema}: {share} % of the file read")
+
         report = stage(
             platform.warehouse(),
             platform.store(),
@@ -223,6 +231,7 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
             window_of(context),
             replay=config.replay,
             on_progress=lambda done, total: context.log.info(f"{schema}: {done} of {total} objects staged"),
+            on_bytes=on_bytes,
         )
         for note in sorted(report.notes):
             context.log.warning(f"{schema}: {note}")
@@ -236,6 +245,7 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
                     "records_loaded": report.records_loaded,
                     "records_quarantined": report.records_quarantined,
                     "records_skipped": dict(report.records_skipped),
+                    **({"files": report.files} if report.files else {}),
                 },
             )
 

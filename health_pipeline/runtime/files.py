@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.ingestion.upload import upload
-from health_pipeline.providers.base import Window
+from health_pipeline.providers.base import Provider, Window
 from health_pipeline.raw.store import open_store
 from health_pipeline.runtime.run_job import run_job
 from health_pipeline.settings import Settings
+from health_pipeline.staging.tables import schema_name
 from health_pipeline.warehouse.connection import Warehouse
 
 _LINES_SHOWN = 10
@@ -23,14 +24,25 @@ _LINES_SHOWN = 10
 
 @dataclass(slots=True)
 class UploadSummary:
-    """What a file held and where it went. `refused` maps a reason to the places in the file."""
+    """What a file held and where it went.
+
+    `added` are the rows of the warehouse that come from it, by metric (or `sleep sessions`, `workouts`,
+    `glucose readings`). `duplicates` are records that said what was known, or say the same twice. `refused`
+    maps a reason to the places in the file. `sources` are rows by device, `zones` rows by whence the offset
+    of their local time is known.
+    """
 
     title: str
     known: bool
-    records_in: int
-    records_loaded: int
+    records_in: int = 0
+    records_loaded: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     refused: dict[str, list[str]] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    zones: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     first: dt.datetime | None = None
     last: dt.datetime | None = None
     canonical: int = 0
@@ -41,8 +53,18 @@ class UploadSummary:
         lines = [f"{self.title}: {self.records_in} records read, {self.canonical} in the warehouse"]
         if self.known:
             lines.append("these bytes were uploaded before; nothing was added")
+        lines += self.notes
         if self.first is not None and self.last is not None:
             lines.append(f"from {self.first:%Y-%m-%d %H:%M} to {self.last:%Y-%m-%d %H:%M} UTC")
+        for name, counts in (
+            ("loaded", self.added),
+            ("sources", self.sources),
+            ("local time by", self.zones),
+        ):
+            if counts:
+                lines.append(f"{name}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        if self.duplicates:
+            lines.append(f"duplicates: {self.duplicates} records were known, or are in the file twice")
         if self.skipped:
             lines.append("skipped: " + ", ".join(f"{count} {name}" for name, count in self.skipped.items()))
         for reason, places in self.refused.items():
@@ -82,34 +104,77 @@ def upload_file(
         ).scalar_one()
     outcome = run_job("file_upload", Window(day, day), settings, warehouse, on_progress=say)
     summary = UploadSummary(
-        title=taken.provider.title,
-        known=not taken.receipt.created,
-        records_in=taken.parsed.records_in,
-        records_loaded=taken.parsed.records_loaded,
-        skipped=Counter(taken.parsed.skipped),
-        problems=[*outcome.failures],
+        taken.provider.title, known=not taken.receipt.created, problems=[*outcome.failures]
     )
-    _read_outcome(warehouse, taken.receipt.raw_object_id, user.user_id, summary)
+    read_outcome(warehouse, taken.provider, taken.receipt.raw_object_id, summary)
     return summary
 
 
-def _read_outcome(warehouse: Warehouse, raw_object_id: int, user_id: int, summary: UploadSummary) -> None:
+#: What is in the warehouse of one raw object. A night's metrics are of the night, and counted with it.
+_ADDED = """
+select metric_type as name, source_device as device, utc_offset_source as zone, count(*) as rows,
+    min(recorded_at) as first, max(recorded_at) as last, metric_type <> 'glucose' as is_counted
+from health.health_metrics where raw_object_id = :id and source_record_id is null group by 1, 2, 3
+union all
+select 'glucose readings', source_device, utc_offset_source, count(*), min(recorded_at), max(recorded_at), true
+from health.glucose_readings where raw_object_id = :id group by 2, 3
+union all
+select 'sleep sessions', null, null, count(*), min(started_at), max(ended_at), true
+from health.sleep_sessions where raw_object_id = :id having count(*) > 0
+union all
+select 'workouts', null, null, count(*), min(started_at), max(ended_at), true
+from health.workouts where raw_object_id = :id having count(*) > 0
+order by 1
+"""
+#: Staging tables that have a row a sample, and what is counted with another table.
+_SAMPLES = ("readings", "records")
+_COUNTED_TWICE = "blood_glucose"
+
+
+def read_outcome(
+    warehouse: Warehouse, provider: Provider, raw_object_id: int, summary: UploadSummary
+) -> None:
+    """What staging and the canonical tables say of the object."""
     with warehouse.engine.connect() as connection:
         if connection.execute(sa.text("select to_regclass('health.metric_quarantine')")).scalar() is None:
             return
-        for row in connection.execute(
+        said = connection.execute(
             sa.text(
-                "select reason, location from health.metric_quarantine where raw_object_id = :id "
-                "order by reason, length(location), location"
+                f"select * from {schema_name(provider.name)}.staged_objects where raw_object_id = :id "  # noqa: S608
+                "order by load_id desc limit 1"
             ),
             {"id": raw_object_id},
-        ):
-            summary.refused.setdefault(row.reason, []).append(row.location)
-        found = connection.execute(
-            sa.text(
-                "select count(*) as rows, min(recorded_at) as first, max(recorded_at) as last "
-                "from health.glucose_readings where raw_object_id = :id and user_id = :user"
-            ),
-            {"id": raw_object_id, "user": user_id},
-        ).one()
-    summary.canonical, summary.first, summary.last = found.rows, found.first, found.last
+        ).one_or_none()
+        if said is None:
+            return
+        refused = list(
+            connection.execute(
+                sa.text(
+                    "select entity, reason, location from health.metric_quarantine where raw_object_id = :id "
+                    "order by reason, length(location), location"
+                ),
+                {"id": raw_object_id},
+            )
+        )
+        added = list(connection.execute(sa.text(_ADDED), {"id": raw_object_id}))
+    summary.records_in, summary.records_loaded = said.records_in, said.records_loaded
+    summary.skipped, summary.notes = Counter(said.records_skipped), list(said.notes)
+    for row in refused:
+        places = summary.refused.setdefault(row.reason, [])
+        if row.location not in places[-2:]:
+            places.append(row.location)
+    samples = 0
+    for row in added:
+        if row.name != _COUNTED_TWICE and row.is_counted:
+            summary.canonical += row.rows
+            samples += row.rows if row.zone is not None else 0
+            if row.zone is not None:
+                summary.zones[row.zone] = summary.zones.get(row.zone, 0) + row.rows
+                device = row.device or "unnamed device"
+                summary.sources[device] = summary.sources.get(device, 0) + row.rows
+        summary.added[row.name] = summary.added.get(row.name, 0) + row.rows
+        summary.first = min(row.first, summary.first or row.first)
+        summary.last = max(row.last, summary.last or row.last)
+    out_of_range = {row.location for row in refused if row.entity in ("health_metrics", "glucose_readings")}
+    staged = sum(said.rows_staged.get(name, 0) for name in _SAMPLES)
+    summary.duplicates = max(staged - samples - len(out_of_range), 0)

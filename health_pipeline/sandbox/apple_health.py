@@ -181,7 +181,7 @@ def _pulse(writer: _Writer, life: Life, day: Day) -> None:
 def _walks(life: Life, day: Day) -> Iterator[tuple[int, int, int, bool, int]]:
     """Twenty minutes with steps each: start, steps, seconds, whether the watch was on, and what the phone counted.
 
-    The phone is left behind in two buckets of three, and counts less; without the watch it is all there is.
+    The phone is left behind in two buckets of three; without the watch it is all there is.
     """
     lived = activity(life, day)
     for number in range(0, len(lived.steps), _BUCKET):
@@ -190,8 +190,7 @@ def _walks(life: Life, day: Day) -> Iterator[tuple[int, int, int, bool, int]]:
         if count:
             on_watch = bool(worn.all())
             carried = not on_watch or (number // _BUCKET) % 3 == 0
-            by_phone = max(count * (9 if on_watch else 10) // 10, 1) if carried else 0
-            yield lived.start + 60 * number, count, 60 * len(steps), on_watch, by_phone
+            yield lived.start + 60 * number, count, 60 * len(steps), on_watch, count if carried else 0
 
 
 def _steps(writer: _Writer, life: Life, day: Day) -> None:

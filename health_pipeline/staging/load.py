@@ -80,6 +80,8 @@ class StagingReport:
     records_quarantined: int = 0
     records_skipped: Counter[str] = field(default_factory=Counter)
     notes: set[str] = field(default_factory=set)
+    #: Of files that people uploaded, what became of each.
+    files: list[dict[str, object]] = field(default_factory=list)
 
 
 def stage(
@@ -265,6 +267,8 @@ def _load_batch(
         _mark_staged(connection, provider, load_id, staged)
     for each in staged:
         each.add_to(report)
+        if provider.door == "upload":
+            report.files.append(each.report())
     return unreadable
 
 
@@ -367,6 +371,19 @@ class _Staged:
 
     def days(self) -> dict[str, object]:
         return {"id": self.raw_object_id, "start": self.first_day, "end": self.last_day}
+
+    def report(self) -> dict[str, object]:
+        return {
+            "raw_object_id": self.raw_object_id,
+            "records_in": self.records_in,
+            "records_loaded": self.records_loaded,
+            "records_quarantined": self.records_quarantined,
+            "records_skipped": dict(self.skipped),
+            "rows": dict(self.rows),
+            "first_day": self.first_day and self.first_day.isoformat(),
+            "last_day": self.last_day and self.last_day.isoformat(),
+            "notes": sorted(self.notes),
+        }
 
     def add_to(self, report: StagingReport) -> None:
         report.objects += 1

@@ -1,6 +1,7 @@
 {#-
-  Where the person was when not in the zone of the upload: a zone that a record names holds until a record
-  names another, and for 36 hours at most (a phone that sleeps beside its owner names one every night).
+  Where the person was when not in the zone of the upload. A zone that a record names holds from then until a
+  record names another, and for 36 hours at most (a watch that is worn at night names one every night). One that
+  was not named before holds from six hours before already: who goes to bed in New York has not just come.
   One row a UTC day of such a span, to be joined by it.
 -#}
 with named as (
@@ -9,17 +10,29 @@ with named as (
         recorded_at,
         time_zone,
         is_home,
-        lead(recorded_at) over (partition by raw_object_id order by recorded_at, time_zone) as next_at
+        case
+            when lag(time_zone) over in_order is distinct from time_zone
+                then greatest(recorded_at - interval '6 hours', lag(recorded_at) over in_order)
+            else recorded_at
+        end as holds_from
     from {{ ref('stg_apple_health__time_zones') }}
+    window in_order as (partition by raw_object_id order by recorded_at, time_zone)
+),
+
+followed as (
+    select
+        *,
+        lead(holds_from) over (partition by raw_object_id order by recorded_at, time_zone) as next_from
+    from named
 ),
 
 spans as (
     select
         raw_object_id,
         time_zone,
-        recorded_at as started_at,
-        least(recorded_at + interval '36 hours', next_at) as ended_at
-    from named
+        holds_from as started_at,
+        least(recorded_at + interval '36 hours', next_from) as ended_at
+    from followed
     where not is_home
 )
 

@@ -1,0 +1,118 @@
+"""An Apple export against what its person really did: local days, nights, units; and the next month's export."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from canonical_lab import Lab
+
+from health_pipeline.connections.users import UserRecord, ensure_user
+from health_pipeline.ingestion.upload import upload
+from health_pipeline.providers import registry
+from health_pipeline.runtime.files import UploadSummary, read_outcome
+from health_pipeline.sandbox.apple_health import devices_of, true_days, write_apple_health
+from health_pipeline.sandbox.life import life_of
+from health_pipeline.sandbox.people import person
+
+BEN = person("ben")
+#: A change of the clock in Berlin (29 March), and a journey to New York and back.
+FIRST, LAST, LATER = dt.date(2026, 3, 20), dt.date(2026, 4, 20), dt.date(2026, 4, 27)
+
+
+def export(folder: Path, last: dt.date) -> Path:
+    """The zip that Ben's phone gives, exported in Tokyo."""
+    text = io.StringIO()
+    zone = dt.timezone(dt.timedelta(hours=9))
+    write_apple_health(BEN, FIRST, last, text, exported=dt.datetime(2026, 5, 1, 9, tzinfo=zone))
+    path = folder / f"{last}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("apple_health_export/export.xml", text.getvalue())
+    return path
+
+
+@pytest.fixture(scope="module")
+def ben(lab_of_module: Lab) -> UserRecord:
+    with lab_of_module.warehouse.engine.begin() as connection:
+        return ensure_user(connection, "ben", "Europe/Berlin")
+
+
+def take(lab: Lab, user: UserRecord, path: Path, received: dt.datetime) -> UploadSummary:
+    taken = upload(lab.warehouse, lab.store, user, path, received_at=received)
+    lab.run("apple_health")
+    summary = UploadSummary("Apple Health export", known=not taken.receipt.created)
+    read_outcome(lab.warehouse, registry.get("apple_health"), taken.receipt.raw_object_id, summary)
+    return summary
+
+
+def daily(lab: Lab, metric: str) -> dict[dt.date, float]:
+    return {
+        row["local_date"]: row["metric_value"]
+        for row in lab.rows(
+            "select local_date, metric_value from health.daily_metrics where metric_type = :metric",
+            metric=metric,
+        )
+    }
+
+
+@pytest.fixture(scope="module")
+def summaries(
+    lab_of_module: Lab, ben: UserRecord, tmp_path_factory: pytest.TempPathFactory
+) -> list[UploadSummary]:
+    """April's export, then May's."""
+    folder = tmp_path_factory.mktemp("exports")
+    return [
+        take(lab_of_module, ben, export(folder, last), dt.datetime(2026, 5, day, tzinfo=dt.UTC))
+        for day, last in ((2, LAST), (20, LATER))
+    ]
+
+
+def test_steps_and_nights_are_right_on_every_local_day(
+    lab_of_module: Lab, summaries: list[UploadSummary]
+) -> None:
+    zones = {str(life_of(BEN).timeline.zone_at(day.start)) for day in life_of(BEN).days(FIRST, LATER)}
+    assert zones == {"Europe/Berlin", "America/New_York"}
+    steps, asleep = daily(lab_of_module, "steps"), daily(lab_of_module, "sleep_duration")
+    truth = true_days(BEN, FIRST, LATER)
+    assert len(truth) > 35
+    wrong = {
+        day.date: (day.steps, round(steps.get(day.date, 0)))
+        for day in truth
+        if abs(day.steps - steps.get(day.date, 0)) > 1
+    }
+    assert wrong == {}
+    nights = {day.date: day.sleep_seconds for day in truth if day.sleep_seconds is not None}
+    assert {date: asleep.get(date) for date in nights} == nights
+
+
+def test_units_sources_and_pairs(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+    rows = lab_of_module.rows(
+        "select metric_type, count(*) as rows, min(metric_value) as low, max(metric_value) as high, "
+        "array_agg(distinct source_device) as devices from health.health_metrics group by metric_type"
+    )
+    found = {row["metric_type"]: row for row in rows}
+    assert 80 < found["weight"]["low"] <= found["weight"]["high"] < 90
+    assert 10 < found["body_fat"]["low"] <= found["body_fat"]["high"] < 25
+    assert 36 < found["body_temperature"]["low"] <= found["body_temperature"]["high"] < 39
+    assert found["blood_pressure_systolic"]["rows"] == found["weight"]["rows"]
+    assert found["steps"]["devices"] == sorted(device.label for device in devices_of(BEN))
+    workout = lab_of_module.rows("select * from health.workouts order by started_at limit 1")[0]
+    done = next(done for day in life_of(BEN).days(FIRST, LATER) for done in day.workouts)
+    assert (workout["started_at"].timestamp(), workout["activity"]) == (done.start, done.activity)
+    assert workout["duration_seconds"] == done.end - done.start
+
+
+def test_the_next_export_adds_only_what_is_new(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+    first, second = summaries
+    assert first.refused == second.refused == {}
+    pairs = first.added["blood_pressure_systolic"] + first.added["blood_pressure_diastolic"]
+    assert first.duplicates == pairs
+    assert second.records_in > first.records_in
+    assert second.added["heart_rate"] < first.added["heart_rate"] / 3
+    assert second.duplicates > first.canonical * 0.9
+    assert lab_of_module.rows("select * from health.metric_revisions") == []
+    assert f"loaded: {first.added['blood_pressure_diastolic']} blood_pressure_diastolic" in first.words()
+    assert f"duplicates: {second.duplicates} records were known" in second.words()
