@@ -5,7 +5,7 @@ import zlib
 
 import dagster as dg
 
-from health_pipeline.defs.sources import FETCHED, UPLOADED, raw_key
+from health_pipeline.defs.sources import BOTH, FETCHED, UPLOADED, raw_key
 from health_pipeline.providers.base import Provider
 from health_pipeline.staging.tables import schema_name
 
@@ -59,6 +59,7 @@ file_upload = dg.define_asset_job(
     "file_upload",
     selection=_from_door(UPLOADED)
     | dg.AssetSelection.key_prefixes(*([schema_name(provider.name)] for provider in _KEPT))
+    | dg.AssetSelection.key_prefixes(*([schema_name(provider.name)] for provider in BOTH))
     | _DERIVED,
     description="Files of the inbox and of `health-pipeline upload`, from the file to the forecasts.",
 )

@@ -267,6 +267,8 @@ def _column_schema(schema: pa.Schema) -> dg.TableSchema:
 
 FETCHED = [provider for provider in all_providers().values() if provider.door == "fetch"]
 UPLOADED = [provider for provider in all_providers().values() if provider.door == "upload"]
+#: Fetched, and taken as files too.
+BOTH = [provider for provider in FETCHED if provider.sniff is not None]
 
 defs = dg.Definitions(
     assets=[

@@ -86,9 +86,9 @@ def _open(content: bytes | Path) -> BinaryIO:
 def _provider(kind: str) -> Provider:
     provider = all_providers().get(kind)
     if provider is None:
-        known = ", ".join(name for name, each in all_providers().items() if each.door == "upload")
+        known = ", ".join(name for name, each in all_providers().items() if each.sniff)
         raise UnreadableFileError(f"there is no kind of file {kind!r}; there are {known}")
-    if provider.door != "upload":
+    if provider.sniff is None:
         raise UnreadableFileError(f"{kind} is not a kind of file; its data is fetched over HTTP")
     return provider
 

@@ -46,16 +46,15 @@ class _Read:
 
 
 def parse(document: RawDocument) -> Parsed:
-    """A Bundle, or a resource alone, as staging rows: each resource goes to the table of its own type.
+    """A Bundle, a resource alone or NDJSON (a resource a line) as staging rows: each goes to its type's table.
 
     A resource with a wrong type or without what it must have goes to quarantine, alone, an Observation with
     all its components. OperationOutcomes and types we do not take are skipped and counted.
     """
     try:
-        body = load_object(document.content)
+        placed = _resources(load_object(document.content))
     except MalformedBodyError:
-        body = {}
-    placed = _resources(body)
+        placed = _lines(document.content)
     if placed is None:
         refused = [("malformed_body", None, "$", original_text(document.content))]
         return Parsed({}, quarantine_table(document.entity, refused), records_in=1, records_loaded=0)
@@ -117,6 +116,22 @@ def _resources(body: dict[str, Any]) -> list[tuple[str, Any]] | None:
         (f"entry[{place}].resource", entry.get("resource") if isinstance(entry, dict) else None)
         for place, entry in enumerate(entries)
     ]
+
+
+def _lines(content: bytes) -> list[tuple[str, Any]] | None:
+    """The resources of NDJSON, a line that is none as its text; None where the first line is none."""
+    placed: list[tuple[str, Any]] = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            resource: Any = load_object(line)
+        except MalformedBodyError:
+            resource = original_text(line)
+        if not placed and not (isinstance(resource, dict) and "resourceType" in resource):
+            return None
+        placed.append((f"line {number}", resource))
+    return placed or None
 
 
 def _without_narrative(resource: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ _SENSORS = re.compile(
 _HARDWARE = re.compile(
     r"hardware:(.*?)(?:, (?:software|firmware|model|manufacturer|name|localIdentifier):|>?$)"
 )
-_BATCH_RECORDS = 4_000
+_BATCH_RECORDS = 3_000
 _LONGEST_ORIGINAL = 200
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199
 

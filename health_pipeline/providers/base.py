@@ -317,6 +317,8 @@ InterpretFunction = Callable[["httpx.Response", float], Verdict | None]
 class Provider:
     """A source of health data. `door` says how its bytes come: `fetch` over HTTP or `upload` as files.
 
+    What is fetched may come as a file as well, in the same shape: then it has a `sniff`.
+
     `base_url` is None for what has a server for each organisation: HEALTH_PIPELINE_<NAME>_BASE_URL names it.
 
     Consent is one of `oauth`, `hosted_link` and `password`. `budgets` are the request limits known in advance,

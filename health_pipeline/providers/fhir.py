@@ -8,6 +8,7 @@ record it is comes with the tokens (`patient`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from health_pipeline.providers.http import (
     usual_verdict,
 )
 
+_RESOURCE_TYPE = re.compile(rb'"resourceType"\s*:\s*"(\w+)"')
+_SNIFFED_BYTES = 4096
 _FHIR_JSON = {"Accept": "application/fhir+json"}
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 #: What to ask a page to hold; servers cap it as they like.
@@ -228,6 +231,14 @@ def _resource(client: ApiClient, path: str, kind: str) -> dict[str, Any]:
     return body
 
 
+def sniff(head: bytes) -> float:
+    """Certain of JSON that names a resource we take, or a Bundle, near its beginning."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    found = _RESOURCE_TYPE.search(start[:_SNIFFED_BYTES]) if start.startswith(b"{") else None
+    kind = found.group(1).decode() if found else None
+    return 0.95 if kind == "Bundle" or kind in RESOURCES else 0.0
+
+
 def _entity(kind: str, description: str) -> Entity:
     resource = RESOURCES[kind]
     return Entity(
@@ -276,4 +287,5 @@ PROVIDER = Provider(
     parse=parse,
     fetch=fetch,
     identify=identify,
+    sniff=sniff,
 )

@@ -267,7 +267,7 @@ def _load_batch(
         _mark_staged(connection, provider, load_id, staged)
     for each in staged:
         each.add_to(report)
-        if provider.door == "upload":
+        if provider.sniff is not None:
             report.files.append(each.report())
     return unreadable
 

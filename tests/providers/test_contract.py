@@ -116,7 +116,6 @@ def test_comes_by_its_door(provider: Provider) -> None:
     else:
         assert provider.fetch is not None and provider.identify is not None
         assert provider.fetch.__doc__ and provider.identify.__doc__
-        assert provider.sniff is None
 
 
 @each_fetched

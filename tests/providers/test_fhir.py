@@ -790,3 +790,42 @@ def test_declaration() -> None:
         assert all(not entity.schema.field(name).nullable for name in entity.key)
         if entity.endpoint is not None:
             assert (entity.window, entity.scope in PROVIDER.oauth.scopes) == ("everything", True)
+
+
+class TestFiles:
+    """What people have as a file: a Bundle, a resource, or the NDJSON of a Bulk Data export."""
+
+    def test_ndjson_is_a_resource_a_line_and_a_bad_line_is_refused_alone(self) -> None:
+        good = shared_observations()
+        lines = [*map(orjson.dumps, good), b"", b'{"resourceType": "Observ', b'{"resourceType": "Encounter"}']
+        parsed = parse(b"\n".join(lines))
+        assert parsed.records_loaded == len(good) > 50
+        assert parsed.skipped == {"other_resource_type": 1}
+        (refused,) = parsed.quarantine.to_pylist()
+        assert (refused["reason"], refused["location"]) == ("wrong_type", f"line {len(good) + 2}")
+
+    def test_files_are_recognised_and_others_are_left_alone(self) -> None:
+        assert fhir.sniff(b'\xef\xbb\xbf{\n  "resourceType": "Bundle", "entry": []}') > 0
+        assert fhir.sniff(b'{"id": "a", "resourceType":"Observation"}\n{"resourceType"') > 0
+        assert fhir.sniff(b'{"resourceType": "Claim"}') == 0
+        assert fhir.sniff(b'[{"resourceType": "Bundle"}]') == fhir.sniff(b"resourceType,Bundle") == 0
+
+    def test_a_bundle_has_as_many_observations_as_another_reader_finds(self) -> None:
+        for path in sorted((SHARED / "data" / "fhir_synthea_r4").glob("*.json")):
+            content = path.read_bytes()
+            said = [entry["resource"]["resourceType"] for entry in json.loads(content)["entry"]]
+            parsed = parse(content)
+            assert fhir.sniff(content[:65536]) > 0
+            assert parsed.records_in == len(said)
+            kept = {"Observation": "observation", "DiagnosticReport": "diagnostic_report"}
+            for kind, table in kept.items():
+                assert parsed.tables[table].num_rows == said.count(kind)
+
+
+def shared_observations() -> list[Any]:
+    """The Observations of a published patient."""
+    found = sorted((SHARED / "data" / "fhir_synthea_r4").glob("*.json"))
+    if not found:
+        pytest.skip("no shared folder")
+    resources = [entry["resource"] for entry in json.loads(found[0].read_bytes())["entry"]]
+    return [resource for resource in resources if resource["resourceType"] == "Observation"]
