@@ -1,10 +1,6 @@
-with records as (
-    {{ pending_rows('apple_health', 'records') }}
-)
-
 select
     user_id,
-    'apple_health' as source,
+    source,
     device as source_device,
     null::text as source_record_id,
     false as is_deleted,
@@ -21,7 +17,7 @@ select
     false as ambiguous_time,
     'line ' || line as location,
     home_time_zone,
-    _raw_object_id as raw_object_id,
+    raw_object_id,
     received_at
-from records
+from {{ ref('stg_apple_health__records') }}
 where metric_type = 'blood_glucose'
