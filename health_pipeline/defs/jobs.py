@@ -51,14 +51,10 @@ reconcile = dg.define_asset_job(
     "asked for these alone, and for nothing where there are none.",
 )
 
-#: Kept answers of an API that is shut down come as files, too.
-_KEPT = [provider for provider in FETCHED if provider.sniff is not None]
-
 #: The same for files: take the inbox, stage what was received on the day, apply, compute.
 file_upload = dg.define_asset_job(
     "file_upload",
     selection=_from_door(UPLOADED)
-    | dg.AssetSelection.key_prefixes(*([schema_name(provider.name)] for provider in _KEPT))
     | dg.AssetSelection.key_prefixes(*([schema_name(provider.name)] for provider in BOTH))
     | _DERIVED,
     description="Files of the inbox and of `health-pipeline upload`, from the file to the forecasts.",

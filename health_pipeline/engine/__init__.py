@@ -1,4 +1,4 @@
-"""Baselines, training load, recovery, forecasts, glucose, alerts and correlations: pure functions from frames to frames.
+"""Baselines, load, recovery, forecasts, glucose, alerts, correlations: pure functions from frames to frames.
 
 Nothing here reads a file, a table or the clock: dates come from the data or from an argument. Every function
 is vectorised over users, and its result does not depend on the order of the rows, on the other users in the

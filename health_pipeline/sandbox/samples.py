@@ -95,6 +95,8 @@ def _fitabase(root: Path) -> None:
     }
     for name, text in exports.items():
         (root / "fitabase" / f"{name}.csv").write_text(text, encoding="utf-8")
+
+
 def _apple_health(root: Path) -> None:
     """A day at home, exported in another zone."""
     exported = NOW.astimezone(dt.timezone(dt.timedelta(hours=-4)))
@@ -104,13 +106,21 @@ def _apple_health(root: Path) -> None:
 
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
-    for provider in ("dexcom_clarity", "fitabase", "fitbit", "libreview", "nightscout", "glucose_csv"):
+    folders = (
+        "apple_health",
+        "dexcom_clarity",
+        "fitabase",
+        "fitbit",
+        "libreview",
+        "nightscout",
+        "glucose_csv",
+    )
+    for provider in folders:
         (root / provider).mkdir(parents=True, exist_ok=True)
     asyncio.run(_answers(root))
     _glucose(root)
     _fitbit(root)
     _fitabase(root)
-    for provider in ("apple_health", "dexcom_clarity", "libreview", "nightscout", "glucose_csv"):
     _apple_health(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 

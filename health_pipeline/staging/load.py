@@ -111,34 +111,11 @@ def stage(
             pending = _pending_objects(connection, provider, window, replay=replay)
         done = 0
         unreadable: list[str] = []
-        for batch in _batches(pending):
-            unreadable += _load_batch(warehouse, store, provider, batch, report)
+        for batch in _batches(pending, alone=provider.parse_stream is not None):
+            unreadable += _load_batch(warehouse, store, provider, batch, report, on_bytes)
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(pending))
-    with warehouse.engine.connect() as guard:
-        # One load a provider at a time, whoever starts it: dlt's tables and the clean-up below need that.
-        guard.execute(
-            sa.text("select pg_advisory_lock(:key, hashtext(:provider))"),
-            {"key": _LOAD_LOCK % 2**31, "provider": provider.name},
-        )
-        guard.commit()
-        try:
-            with warehouse.engine.begin() as connection:
-                ensure_tables(connection, provider)
-                _remove_unfinished_loads(connection, provider)
-                pending = _pending_objects(connection, provider, window, replay=replay)
-            done = 0
-            unreadable: list[str] = []
-            for batch in _batches(pending, alone=provider.parse_stream is not None):
-                unreadable += _load_batch(warehouse, store, provider, batch, report, on_bytes)
-                done += len(batch)
-                if on_progress is not None:
-                    on_progress(done, len(pending))
-        finally:
-            guard.rollback()
-            guard.execute(sa.text("select pg_advisory_unlock_all()"))
-            guard.commit()
     if unreadable:
         shown = "; ".join(unreadable[:_ERRORS_SHOWN]) + ("; …" if len(unreadable) > _ERRORS_SHOWN else "")
         what = "1 raw object" if len(unreadable) == 1 else f"{len(unreadable)} raw objects"
@@ -151,7 +128,10 @@ def stage(
 
 @contextmanager
 def only_loader(warehouse: Warehouse, provider: str) -> Iterator[None]:
-    """One at work on a provider's staging tables at a time, whoever starts it; others wait."""
+    """One at work on a provider's staging tables at a time, whoever starts it; others wait.
+
+    dlt's tables and the removal of unfinished loads need that.
+    """
     with warehouse.engine.connect() as guard:
         guard.execute(
             sa.text("select pg_advisory_lock(:key, hashtext(:provider))"),

@@ -41,8 +41,6 @@ REFUSED: list[tuple[bytes, str | None, str]] = [
         LOCAL,
         "libre",
         "no kind of file 'libre'; there are .*dexcom_clarity, .*libreview, nightscout",
-        "no kind of file 'libre'; there are apple_health, dexcom_clarity, glucose_csv, libreview, nightscout",
-        "no kind of file 'libre'; there are apple_health, dexcom_clarity, fhir, glucose_csv, libreview, nightscout",
     ),
     (LOCAL, "libreview", "."),
 ]
