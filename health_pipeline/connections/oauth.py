@@ -118,7 +118,8 @@ def connect_with_hint(
     if endpoint.environment != "sandbox":
         raise ValueError("only the sandbox grants access without its person")
     asked = authorization(endpoint, redirect_uri, login_hint=person)
-    answer = httpx.get(asked.url, timeout=_TIMEOUT, follow_redirects=False)
+    with _unlogged():  # in the place of a browser, which logs nothing either
+        answer = httpx.get(asked.url, timeout=_TIMEOUT, follow_redirects=False)
     if not answer.is_redirect:
         raise ConsentError(f"the sandbox's authorise page answered {answer.status_code} for {person!r}")
     return exchange(endpoint, asked, answer.headers["location"])
@@ -195,7 +196,7 @@ def revoke(endpoint: Endpoint, access_token: str, refresh_token: str | None) -> 
 
 
 _logging = ContextVar("_logging", default=True)
-for _name in ("httpx", "httpcore"):
+for _name in ("httpx", "httpcore.connection", "httpcore.http11"):
     logging.getLogger(_name).addFilter(lambda _record: _logging.get())
 
 

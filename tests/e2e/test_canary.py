@@ -23,7 +23,7 @@ from health_pipeline.connections.connect import connect_sandbox_person
 from health_pipeline.connections.disconnect import disconnect
 from health_pipeline.connections.endpoints import endpoint_of
 from health_pipeline.connections.flow import complete
-from health_pipeline.connections.oauth import refresher
+from health_pipeline.connections.oauth import _unlogged, refresher
 from health_pipeline.connections.rotation import rotate
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import KEY_FILE, open_vault
@@ -171,10 +171,8 @@ def drive(settings: Settings, warehouse: Warehouse, sandbox: RunningSandbox, sea
     for choice in ({"decision": "deny"}, {"login_hint": "ada"}, {"login_hint": "ada", "spoil": "yes"}):
         page = httpx.URL(connecting._begin(BACK))
         search.secrets.add(page.params["state"])
-        # Not through httpx, which is the test's own browser here and logs where it goes.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        answer = httpx.get(page.copy_merge_params(choice)).headers["location"]
-        logging.getLogger("httpx").setLevel(logging.NOTSET)
+        with _unlogged():  # the test's own browser
+            answer = httpx.get(page.copy_merge_params(choice)).headers["location"]
         with contextlib.suppress(RuntimeError):
             complete(
                 warehouse,

@@ -27,7 +27,6 @@ from connecting import (
     sandbox_endpoint,
     stats,
 )
-from cryptography.fernet import Fernet
 
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError
 from health_pipeline.connections.vault import Vault
@@ -311,8 +310,11 @@ def test_a_token_endpoint_that_is_down_is_an_outage_and_breaks_no_connection(
 
 
 def test_one_account_of_a_lost_key_stops_nobody_else(door: Door, ada: Connected, endpoint: Endpoint) -> None:
-    other = Vault([Fernet.generate_key().decode()])
-    ben = connect(door.warehouse, other, endpoint, "ben")
+    ben = connect(door.warehouse, door.vault, endpoint, "ben")
+    with door.warehouse.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"update ops.connector_tokens set key_id = 'lost' where account_id = {ben.account_id}"
+        )
     report = door.fetch()
     assert [result.account_id for result in report.failed] == [ben.account_id]
     row = account_row(door.warehouse, ben.account_id)
