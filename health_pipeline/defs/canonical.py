@@ -3,6 +3,8 @@
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from dagster_dbt import (
     DbtProject,
     dbt_assets,
 )
+from packaging.version import Version
 
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
@@ -29,6 +32,15 @@ from health_pipeline.warehouse.dbt_project import (
 
 #: One run at a time changes the canonical tables, whatever started it.
 POOL = "dbt"
+
+
+class OwnDbt(DbtCliResource):
+    """dbt of this environment. Its version is read where it is installed: to ask dbt itself takes as long as its
+    start, in every run."""
+
+    @cached_property
+    def _cli_version(self) -> Version:
+        return Version(metadata.version("dbt-core"))
 
 
 class Translator(DagsterDbtTranslator):
@@ -111,7 +123,7 @@ def _operational_tables() -> list[dg.AssetSpec]:
 defs = dg.Definitions(
     assets=[canonical_assets, *_operational_tables()],
     resources={
-        "dbt": DbtCliResource(
+        "dbt": OwnDbt(
             project_dir=str(PROJECT_DIR), profiles_dir=str(PROJECT_DIR), dbt_executable=dbt_executable()
         )
     },
