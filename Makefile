@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs. Everything is installed into .venv, nothing globally.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format docs validity lock clean
+.PHONY: help install demo up test test-all lint format docs validity lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ HEALTH_PIPELINE_HOME ?= .health
 export HEALTH_PIPELINE_HOME
 
 help:  ## Show what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Install into .venv from the lock file (skipped when nothing changed)
 
@@ -38,7 +38,11 @@ demo: install  ## The whole way on synthetic people, with the numbers checked at
 up: install  ## Database, sandbox, Dagster's UI and daemon; Ctrl-C ends them
 	@$(BIN)/health-pipeline up
 
-test: install  ## All tests, on up to four cores
+test: install  ## The tests, on up to four cores, without the longest (test-all has those, too)
+	@$(BIN)/python -m health_pipeline.warehouse.dbt_project
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: install  ## All tests
 	@$(BIN)/python -m health_pipeline.warehouse.dbt_project
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

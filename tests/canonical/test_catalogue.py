@@ -121,7 +121,8 @@ def test_every_metric_that_a_model_makes_is_in_the_catalogue_with_its_unit() -> 
     }
     made = set()
     for path in (PROJECT_DIR / "models").rglob("int_*_metrics.sql"):
-        text = path.read_text()
+        # Without calls of macros, whose arguments are no metrics.
+        text = re.sub(r"\{\{.*?\}\}", "", path.read_text())
         made |= set(re.findall(r"\('(\w+)', '([^']+)', '", text))
         made |= set(
             re.findall(r"'(\w+)' as metric_type,\s+\S+ as source_value,\s+'([^']+)' as source_unit", text)

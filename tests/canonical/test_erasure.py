@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from canonical_lab import TABLES, Lab
 from histories import History
@@ -44,6 +45,7 @@ def everything_of(lab: Lab, user_id: int, needle: str) -> list[str]:
         ]
 
 
+@pytest.mark.slow
 def test_what_is_erased_does_not_come_back_and_the_rest_stays(lab: Lab) -> None:
     history = History(3, people=4, steps=24, runs=1)
     history.send(lab, 0)

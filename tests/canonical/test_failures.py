@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
 from canonical_lab import Lab, hours, messages
 from histories import History
 from test_rebuild import contents
 
 
+@pytest.mark.slow
 def test_killed_run_is_made_good_by_the_next(lab: Lab) -> None:
     history = History(5, people=6, steps=16, runs=2)
     history.send(lab, 0)

@@ -78,6 +78,7 @@ def undisturbed(house: House, folder: Path) -> tuple[Counter[str], set[tuple[obj
     return asked, kept
 
 
+@pytest.mark.slow
 def test_a_backfill_that_was_killed_goes_on_where_it_was(connected: House, tmp_path: Path) -> None:
     asked, kept = undisturbed(connected, tmp_path)
     order(connected.sandbox.url, "slow", path_contains="heartrate", delay=600.0, count=None)
@@ -128,7 +129,7 @@ def test_a_backfill_that_was_killed_goes_on_where_it_was(connected: House, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sync", "aura", "--user", "ada"), "there is no provider 'aura'; there are dexcom"),
+        (("sync", "aura", "--user", "ada"), "there is no provider 'aura'; there are apple_health, dexcom"),
         (("sync", "oura", "--user", "zoe"), "there is no user 'zoe'; there is ada"),
         (("sync", "oura", "--user", "walt"), "walt has not connected Oura"),
         (("sync", "fitbit", "--user", "ada"), "Web API is shut down; connect Google Health"),

@@ -32,10 +32,13 @@ DAYS = Window(dt.date(2026, 11, 17), dt.date(2026, 11, 18))
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _DRIVER = shutil.which("chromedriver")
 
-pytestmark = pytest.mark.skipif(
-    _CHROMIUM is None or _DRIVER is None,
-    reason="no browser: install chromium and chromedriver (Debian: chromium-driver)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        _CHROMIUM is None or _DRIVER is None,
+        reason="no browser: install chromium and chromedriver (Debian: chromium-driver)",
+    ),
+]
 #: What the W3C's WebDriver calls an element in its answers.
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 

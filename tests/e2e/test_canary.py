@@ -211,6 +211,7 @@ def drive(settings: Settings, warehouse: Warehouse, sandbox: RunningSandbox, sea
         disconnect(warehouse, vault, settings, get(name), user_id)
 
 
+@pytest.mark.slow
 def test_no_token_lies_anywhere_and_the_search_would_find_it(
     settings: Settings,
     warehouse: Warehouse,

@@ -96,6 +96,7 @@ def test_it_serves_the_definitions_and_ends_all_it_started(up: Up) -> None:
     assert up.wait_until_nothing_is_left(15) == []
 
 
+@pytest.mark.slow
 def test_even_killed_it_leaves_nothing_behind(up: Up) -> None:
     up.wait_until_it_serves()
     up.process.kill()
