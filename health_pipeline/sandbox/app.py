@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import httpx
 from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, HttpUrl
 
 from health_pipeline.sandbox.context import Clock, Sandbox, Settings, utc_now
 from health_pipeline.sandbox.faults import Fault, FaultBoard, FaultMiddleware
@@ -38,6 +39,14 @@ class _Revise(_Body):
 class _Revoke(_Body):
     provider: str
     handle: str
+
+
+class _Webhooks(_Body):
+    provider: str
+    handle: str
+    day: dt.date
+    url: HttpUrl
+    secret: str
 
 
 class _Now(_Body):
@@ -91,6 +100,7 @@ def create_app(
         app.include_router(api.oauth.router(), prefix=f"/{api.name}")
         app.include_router(api.router(), prefix=f"/{api.name}")
     app.include_router(_switches(sandbox, apis, board))
+    app.include_router(_senders(sandbox, apis))
     app.include_router(_truths(sandbox, apis))
     app.include_router(_accounts(sandbox, apis))
     app.include_router(_books(sandbox, apis, board))
@@ -154,6 +164,38 @@ def _switches(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoa
     async def fix_time(body: _Now) -> dict[str, str]:
         sandbox.fix_time(body.now)
         return {"now": sandbox.now().isoformat()}
+
+    return router
+
+
+def _senders(sandbox: Sandbox, apis: Mapping[str, ProviderApi]) -> APIRouter:
+    """The vendors' calls to a receiver."""
+    router = APIRouter()
+
+    @router.post("/__webhooks")
+    async def send_webhooks(body: _Webhooks) -> dict[str, Any]:
+        """Call `url` as the vendor would for the person's day, signed by `secret`; the answers' statuses."""
+        api = _api(apis, body.provider)
+        _person(sandbox, body.handle)
+        try:
+            calls = api.webhooks(body.handle, body.day, body.secret)
+        except LookupError as error:
+            raise HTTPException(404, str(error)) from error
+        statuses = []
+        async with httpx.AsyncClient(timeout=30) as client:
+            for call in calls:
+                try:
+                    answer = await client.request(
+                        call.method,
+                        str(body.url),
+                        params=dict(call.query) or None,
+                        content=call.body,
+                        headers=dict(call.headers),
+                    )
+                except httpx.HTTPError as error:
+                    raise HTTPException(502, f"{body.url} does not answer: {type(error).__name__}") from error
+                statuses.append(answer.status_code)
+        return {"statuses": statuses}
 
     return router
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import hmac
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +254,34 @@ def test_a_taken_port_is_named() -> None:
             run_in_thread(port=port),
         ):
             pass
+
+
+def test_it_calls_a_receiver_as_the_vendor_would(own_sandbox: RunningSandbox) -> None:
+    received: list[tuple[str, dict[str, str], bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        ask = {"provider": "oura", "handle": "ada", "day": "2026-09-10", "secret": "s3"}
+        url = f"http://127.0.0.1:{server.server_port}/webhooks/oura"
+        answer = httpx.post(f"{own_sandbox.url}/__webhooks", json={**ask, "url": url})
+        server.shutdown()
+    assert answer.json() == {"statuses": [204] * len(received)}
+    assert len(received) >= 4
+    for path, headers, body in received:
+        assert path == "/webhooks/oura"
+        proof = hmac.new(b"s3", headers["x-oura-timestamp"].encode() + body, hashlib.sha256).hexdigest()
+        assert headers["x-oura-signature"] == proof.upper()
+    gone = httpx.post(f"{own_sandbox.url}/__webhooks", json={**ask, "url": url}, timeout=40)
+    assert gone.status_code == 502
+    nobody = httpx.post(f"{own_sandbox.url}/__webhooks", json={**ask, "provider": "dexcom", "url": url})
+    assert (nobody.status_code, nobody.json()["detail"]) == (404, "dexcom calls nobody")
