@@ -37,7 +37,7 @@ class Delivery:
 
     provider: str
     entity: str
-    user_id: int
+    user_id: int | None
     door: str
     content: bytes | Path
     received_at: dt.datetime
@@ -75,6 +75,23 @@ def subject_id_of(connection: sa.Connection, user_id: int) -> uuid.UUID:
     return found
 
 
+def nobody(connection: sa.Connection) -> uuid.UUID:
+    """A subject of its own for what came of somebody unknown: it can be erased, and given to its person later."""
+    subject_id = uuid.uuid4()
+    connection.execute(sa.insert(Subject).values(subject_id=subject_id, user_id=None))
+    return subject_id
+
+
+def receive_within(
+    connection: sa.Connection, store: RawStore, subject: uuid.UUID, delivery: Delivery
+) -> Receipt:
+    """As receive(), in the caller's transaction and for a subject that is there already."""
+    connection.execute(
+        sa.text("select pg_advisory_xact_lock(hashtextextended(:subject, 0))"), {"subject": str(subject)}
+    )
+    return _receive_one(connection, store, subject, delivery)
+
+
 def receive(engine: sa.Engine, store: RawStore, deliveries: Sequence[Delivery]) -> list[Receipt]:
     """Store deliveries and index them, in one transaction for the index.
 
@@ -85,7 +102,7 @@ def receive(engine: sa.Engine, store: RawStore, deliveries: Sequence[Delivery]) 
     Raises ConflictingUploadError, RawStoreUnavailableError.
     """
     # In an order, so that two writers of several subjects do not wait for each other.
-    user_ids = sorted({delivery.user_id for delivery in deliveries})
+    user_ids = sorted({delivery.user_id for delivery in deliveries if delivery.user_id is not None})
     with engine.begin() as connection:
         # Kept whatever becomes of the rest: an object under a subject that nobody is could not be erased.
         subjects = {user_id: subject_id_of(connection, user_id) for user_id in user_ids}
@@ -97,7 +114,9 @@ def receive(engine: sa.Engine, store: RawStore, deliveries: Sequence[Delivery]) 
                 {"subject": str(subject)},
             )
         return [
-            _receive_one(connection, store, subjects[delivery.user_id], delivery) for delivery in deliveries
+            _receive_one(connection, store, subjects[delivery.user_id], delivery)
+            for delivery in deliveries
+            if delivery.user_id is not None
         ]
 
 

@@ -54,12 +54,17 @@ class User(Base):
 
 
 class Subject(Base):
-    """The random id that stands for a user in the raw store. Destroying the row unlinks the objects."""
+    """The random id that stands for a user in the raw store. Destroying the row unlinks the objects.
+
+    `user_id` is null for what a provider sent of somebody who is not connected (yet).
+    """
 
     __tablename__ = "subjects"
 
     subject_id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True)
-    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"), unique=True)
+    user_id: orm.Mapped[int | None] = orm.mapped_column(
+        sa.ForeignKey(User.user_id, ondelete="CASCADE"), unique=True
+    )
 
 
 class ProviderAccount(Base):
@@ -340,6 +345,8 @@ class WebhookEvent(Base):
     provider: orm.Mapped[str]
     provider_event_id: orm.Mapped[str]
     event_type: orm.Mapped[str]
+    kind: orm.Mapped[str] = orm.mapped_column(server_default="other")
+    entity: orm.Mapped[str | None]
     provider_user_id: orm.Mapped[str | None]
     account_id: orm.Mapped[int | None] = orm.mapped_column(
         sa.ForeignKey(ProviderAccount.account_id, ondelete="CASCADE")
