@@ -105,9 +105,7 @@ def accept(
         ).all()
         for user, entity in sorted({(row[1], _raw_entity(row[2], row[3])) for row in kept}, key=str):
             of = [row[0] for row in kept if (row[1], _raw_entity(row[2], row[3])) == (user, entity)]
-            subject = (
-                subject_id_of(connection, accounts[user][1]) if user in accounts else nobody(connection)
-            )
+            subject = subject_id_of(connection, accounts[user][1]) if user in accounts else nobody(connection)
             raw_object_id = _keep(
                 connection, store, provider, subject, entity, user, body, content_type, received_at
             )
@@ -173,5 +171,5 @@ def next_try(attempts: int, now: dt.datetime, chance: random.Random | None = Non
     """When an event that failed for the `attempts`-th time is tried again; None where it is dead."""
     if attempts >= len(RETRY_AFTER):
         return None
-    spread = (chance or random).uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+    spread = (chance or random).uniform(1 - _JITTER, 1 + _JITTER)
     return now + RETRY_AFTER[attempts] * spread

@@ -38,8 +38,8 @@ Clock = Callable[[], dt.datetime]
 SecretsOf = Callable[[Provider], Sequence[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal(Exception):
+@dataclass(eq=False)
+class RefusedError(Exception):
     """An answer that is no acceptance; `code` is for machines, `message` for whoever reads their log."""
 
     status: int
@@ -73,7 +73,7 @@ class Receiver:
         name = request.path_params["provider"]
         try:
             response, outcome = await self._answer(request, name)
-        except Refusal as refusal:
+        except RefusedError as refusal:
             response, outcome = refusal.response(), refusal.code
         except ClientDisconnect:
             response, outcome = Response(status_code=400), "cut"
@@ -92,7 +92,7 @@ class Receiver:
         provider = all_providers().get(name)
         if provider is None or provider.webhook is None:
             why = "sends no webhooks" if provider is not None else "is not known"
-            raise Refusal(404, "no_webhook", f"{name} {why}")
+            raise RefusedError(404, "no_webhook", f"{name} {why}")
         webhook, secrets = provider.webhook, self._secrets_of(provider)
         self._require_path(provider, webhook, secrets, request.path_params.get("token"))
         body = b"" if request.method == "GET" else await _read(request)
@@ -101,12 +101,12 @@ class Receiver:
             status, media_type, content = answer
             return Response(content, status, media_type=media_type), "challenge"
         if request.method != "POST":
-            raise Refusal(405, "method_not_allowed", "events are posted")
+            raise RefusedError(405, "method_not_allowed", "events are posted")
         if webhook.verify is not None and not webhook.verify(call, secrets):
-            raise Refusal(webhook.refusal, "invalid_signature", "the signature does not prove this body")
+            raise RefusedError(webhook.refusal, "invalid_signature", "the signature does not prove this body")
         accepted = await self._store_call(provider, call, request)
         if accepted.is_duplicate and request.headers.get("prefer") == "duplicate=409":
-            raise Refusal(409, "duplicate_event", "this event was accepted before")
+            raise RefusedError(409, "duplicate_event", "this event was accepted before")
         return Response(status_code=webhook.status), "duplicate" if accepted.is_duplicate else "accepted"
 
     def _require_path(
@@ -115,8 +115,10 @@ class Receiver:
         if not webhook.secret_path:
             return
         given = (token or "").encode()
-        if not any(hmac.compare_digest(given, path_token(secret, provider.name).encode()) for secret in secrets):
-            raise Refusal(404, "no_webhook", "nothing is received here")
+        if not any(
+            hmac.compare_digest(given, path_token(secret, provider.name).encode()) for secret in secrets
+        ):
+            raise RefusedError(404, "no_webhook", "nothing is received here")
 
     async def _store_call(self, provider: Provider, call: WebhookRequest, request: Request) -> Accepted:
         content_type = _content_type(request)
@@ -133,7 +135,7 @@ class Receiver:
                 trace_id=trace_id,
             )
         except (RawStoreUnavailableError, sa.exc.OperationalError) as error:
-            raise Refusal(
+            raise RefusedError(
                 503,
                 "unavailable",
                 f"it cannot be kept now ({type(error).__name__}); send it again",
@@ -144,10 +146,10 @@ class Receiver:
 async def _read(request: Request) -> bytes:
     """The body, as long as it is short, quick and plain."""
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refusal(415, "unsupported_encoding", "send the body without compression")
+        raise RefusedError(415, "unsupported_encoding", "send the body without compression")
     content_type = _content_type(request)
     if content_type not in _TYPES:
-        raise Refusal(415, "unsupported_media_type", f"{_JSON} or a form is expected")
+        raise RefusedError(415, "unsupported_media_type", f"{_JSON} or a form is expected")
     chunks: list[bytes] = []
     size = 0
     try:
@@ -155,10 +157,10 @@ async def _read(request: Request) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > MAX_BODY_BYTES:
-                    raise Refusal(413, "too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
+                    raise RefusedError(413, "too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
                 chunks.append(chunk)
     except TimeoutError:
-        raise Refusal(408, "too_slow", f"a body takes at most {MAX_BODY_SECONDS:.0f} s") from None
+        raise RefusedError(408, "too_slow", f"a body takes at most {MAX_BODY_SECONDS:.0f} s") from None
     return b"".join(chunks)
 
 
@@ -176,7 +178,9 @@ def _call(request: Request, body: bytes, received_at: dt.datetime) -> WebhookReq
     )
 
 
-def create_app(engine: sa.Engine, store: RawStore, secrets_of: SecretsOf, clock: Clock | None = None) -> Starlette:
+def create_app(
+    engine: sa.Engine, store: RawStore, secrets_of: SecretsOf, clock: Clock | None = None
+) -> Starlette:
     """The ASGI app. `secrets_of` gives the active secrets of a provider, newest first."""
     receiver = Receiver(engine, store, secrets_of, clock or (lambda: dt.datetime.now(dt.UTC)))
     methods = ["GET", "POST"]
