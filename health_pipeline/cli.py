@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from health_pipeline import cli_webhooks
+
 if TYPE_CHECKING:
     from health_pipeline.providers.base import Window
     from health_pipeline.settings import Settings
@@ -590,6 +592,9 @@ class _status_line:  # noqa: N801 - used like a function
         if self._status is not None:
             self._status.__exit__(*exception)
 
+
+for _command in (cli_webhooks.receiver, cli_webhooks.events):
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from health_pipeline.defs import canonical, checks, engine, jobs, sources
+from health_pipeline.defs import canonical, checks, dead_runs, engine, events, jobs, settled, sources
 from health_pipeline.defs.resources import Platform
 
 defs = dg.Definitions.merge(
@@ -12,7 +12,10 @@ defs = dg.Definitions.merge(
     canonical.defs,  # health/*: the dbt project
     engine.defs,  # health/*: baselines, loads, recovery, forecasts
     checks.defs,  # what must hold of all of them
+    settled.defs,  # ops/settled: what was asked for is done
     jobs.defs,  # when they run
+    events.defs,  # what webhooks and requests start
+    dead_runs.defs,  # runs whose process was killed
     dg.Definitions(
         resources={"platform": Platform()},
         # A step's imports cost more than most steps: a run is one process.

@@ -44,6 +44,15 @@ class Settings(BaseSettings):
         default=None,
         description="Key(s) of the token vault, newest first, comma separated. Unset: a key file.",
     )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Secret(s) from which callback addresses and verify tokens are made, newest first, comma "
+        "separated. Unset: a key file.",
+    )
+    receiver_url: str | None = Field(
+        default=None,
+        description="The receiver's public address, e.g. https://hooks.example.org, as providers call it.",
+    )
     sandbox_url: str | None = Field(
         default=None,
         description="Base URL of the provider sandbox that stands in for unconfigured providers.",
@@ -68,6 +77,11 @@ class Settings(BaseSettings):
         if not client_id:
             return None
         return client_id, SecretStr(os.environ.get(f"{prefix}_CLIENT_SECRET", ""))
+
+    def webhook_secrets(self, provider: str) -> list[str]:
+        """What a vendor signs its calls with: `HEALTH_PIPELINE_<PROVIDER>_WEBHOOK_SECRET`, newest first."""
+        text = os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_WEBHOOK_SECRET", "")
+        return [secret.strip() for secret in text.split(",") if secret.strip()]
 
     def provider_base_url(self, provider: str) -> str | None:
         """The server of a provider, where it is not the vendor's only one: `…_<PROVIDER>_BASE_URL`."""

@@ -181,6 +181,26 @@ def _claim_identity(
     )
 
 
+def move_account(engine: sa.Engine, account_id: int, provider_user_id: str) -> None:
+    """The provider knows the person by another id from now on. Raises AccountTakenError."""
+    with engine.begin() as connection:
+        account = connection.execute(
+            sa.select(
+                ProviderAccount.user_id,
+                ProviderAccount.provider,
+                ProviderAccount.details["environment"].astext.label("environment"),
+            )
+            .where(ProviderAccount.account_id == account_id)
+            .with_for_update()
+        ).one()
+        _claim_identity(connection, account.user_id, account.provider, provider_user_id, account.environment)
+        connection.execute(
+            sa.update(ProviderAccount)
+            .where(ProviderAccount.account_id == account_id)
+            .values(provider_user_id=provider_user_id)
+        )
+
+
 def active_accounts(
     engine: sa.Engine, provider: str, user_ids: Sequence[int] | None = None
 ) -> list[ConnectedAccount]:

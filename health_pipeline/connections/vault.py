@@ -88,7 +88,7 @@ def read_keys(settings: Settings) -> list[str]:
                 "HEALTH_PIPELINE_VAULT_KEY is not a Fernet key (32 bytes, URL-safe base64), or several with commas"
             )
         return keys
-    keys = _key_file(path).split()
+    keys = key_file(path).split()
     if not _are_keys(keys):
         raise VaultError(
             f"{path} is not a Fernet key (32 bytes, URL-safe base64); restore it. Without it no stored token can "
@@ -125,7 +125,8 @@ def _are_keys(keys: Sequence[str]) -> bool:
         return False
 
 
-def _key_file(path: Path) -> str:
+def key_file(path: Path) -> str:
+    """The text of a key file, made with a random key where there is none: for its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return path.read_text()

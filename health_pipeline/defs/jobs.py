@@ -5,19 +5,20 @@ import zlib
 
 import dagster as dg
 
+from health_pipeline.defs.settled import SETTLED
 from health_pipeline.defs.sources import BOTH, FETCHED, UPLOADED, raw_key
 from health_pipeline.providers.base import Provider
 from health_pipeline.staging.tables import schema_name
 
 #: Without the views between staging and canonical: the run makes them by itself where the project has changed.
-_DERIVED = dg.AssetSelection.groups("catalogue", "canonical", "engine")
+DERIVED = dg.AssetSelection.groups("catalogue", "canonical", "engine") | dg.AssetSelection.assets(SETTLED)
 
 
 #: Those that can be asked: an API that is shut down keeps its assets, for what came before.
 ASKED = [provider for provider in FETCHED if provider.successor is None]
 
 
-def _from_door(providers: list[Provider]) -> dg.AssetSelection:
+def from_door(providers: list[Provider]) -> dg.AssetSelection:
     raw = dg.AssetSelection.assets(*(raw_key(provider) for provider in providers))
     staging = dg.AssetSelection.key_prefixes(*([schema_name(provider.name)] for provider in providers))
     return raw | staging
@@ -26,7 +27,7 @@ def _from_door(providers: list[Provider]) -> dg.AssetSelection:
 #: Fetch, stage, apply, compute: every provider that is fetched, for a day or, as one run, a range of days.
 daily_refresh = dg.define_asset_job(
     "daily_refresh",
-    selection=_from_door(FETCHED) | _DERIVED,
+    selection=from_door(FETCHED) | DERIVED,
     description="Everything the day's data needs, from the providers' APIs to the forecasts.",
 )
 
@@ -34,7 +35,7 @@ daily_refresh = dg.define_asset_job(
 sync_jobs = {
     provider.name: dg.define_asset_job(
         f"sync_{provider.name}",
-        selection=_from_door([provider]) | _DERIVED,
+        selection=from_door([provider]) | DERIVED,
         description=f"{provider.title} alone, from its API to the forecasts.",
     )
     for provider in ASKED
@@ -43,7 +44,7 @@ sync_jobs = {
 #: Looks for days that a provider should have and we have not, and fetches those.
 reconcile = dg.define_asset_job(
     "reconcile",
-    selection=_from_door(ASKED) | _DERIVED,
+    selection=from_door(ASKED) | DERIVED,
     config={
         "ops": {raw_key(provider).to_python_identifier(): {"config": {"plan": "gaps"}} for provider in ASKED}
     },
@@ -54,9 +55,9 @@ reconcile = dg.define_asset_job(
 #: The same for files: take the inbox, stage what was received on the day, apply, compute.
 file_upload = dg.define_asset_job(
     "file_upload",
-    selection=_from_door(UPLOADED)
+    selection=from_door(UPLOADED)
     | dg.AssetSelection.key_prefixes(*([schema_name(provider.name)] for provider in BOTH))
-    | _DERIVED,
+    | DERIVED,
     description="Files of the inbox and of `health-pipeline upload`, from the file to the forecasts.",
 )
 
@@ -111,7 +112,7 @@ def _polling_schedule(provider: Provider) -> dg.ScheduleDefinition:
             endpoint_of(provider, load_settings())
         except ProviderNotConfiguredError as error:
             return dg.SkipReason(str(error))
-        if _is_under_way(context.instance, job.name):
+        if is_under_way(context.instance, job.name):
             return dg.SkipReason(f"the run before has not ended: {job.name}")
         return dg.RunRequest(partition_key=context.scheduled_execution_time.date().isoformat())
 
@@ -146,13 +147,13 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
     if not unseen:
         return dg.SkipReason("no new files in the inbox")
     fingerprint = inbox_fingerprint(unseen)
-    if fingerprint == context.cursor and _is_under_way(context.instance, file_upload.name):
+    if fingerprint == context.cursor and is_under_way(context.instance, file_upload.name):
         return dg.SkipReason(f"{len(unseen)} files wait for the run that takes them")
     today = dt.datetime.now(dt.UTC).date().isoformat()
     return dg.SensorResult(run_requests=[dg.RunRequest(partition_key=today)], cursor=fingerprint)
 
 
-def _is_under_way(instance: dg.DagsterInstance, job_name: str) -> bool:
+def is_under_way(instance: dg.DagsterInstance, job_name: str) -> bool:
     """Whether a run of the job has yet to end; one that failed is asked for again."""
     unfinished = [
         dg.DagsterRunStatus.QUEUED,

@@ -1,5 +1,7 @@
 """The one resource: warehouse, raw store, vault and settings of this process. It holds no secret itself."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -13,6 +15,17 @@ if TYPE_CHECKING:
 
 class Platform(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Opens each part on first use; configured by the environment alone (see `health_pipeline.settings`)."""
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Platform"]:
+        """Hold the run's name while its process lives, so that a run whose process was killed can be told."""
+        from health_pipeline.warehouse.lock import hold
+
+        if context.run is None:
+            yield self
+            return
+        with hold(self.warehouse().engine, f"run:{context.run.run_id}"):
+            yield self
 
     @property
     def settings(self) -> "Settings":

@@ -17,6 +17,9 @@ from health_pipeline.staging.tables import schema_name, sql_type, table_schemas
 if TYPE_CHECKING:
     from health_pipeline.ingestion.fetch import FetchReport
 
+#: The check that tells an outage of a provider; the run goes on without it.
+ANSWERS = "provider_answers"
+_RETRIES = 2
 OWNERS = ["team:data-engineering"]
 
 
@@ -24,11 +27,12 @@ class FetchConfig(dg.Config):
     """Which users to fetch for, by number; all connected ones where it is empty.
 
     `plan` is `window` for the days of the partition, `gaps` for days up to its end that should be raw and are
-    not. `job_id` is the row of ops.ingestion_jobs that the fetch works on and resumes, if any.
+    not, `events` for what webhooks of the partition's day announced and is due. `job_id` is the row of
+    ops.ingestion_jobs that the fetch works on and resumes, if any.
     """
 
     user_ids: list[int] = []  # noqa: RUF012 - a pydantic field
-    plan: Literal["window", "gaps"] = "window"
+    plan: Literal["window", "gaps", "events"] = "window"
     job_id: int | None = None
 
 
@@ -58,19 +62,42 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
         freshness_policy=dg.FreshnessPolicy.time_window(
             fail_window=dt.timedelta(days=3), warn_window=dt.timedelta(days=2)
         ),
-        retry_policy=dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL),
+        retry_policy=dg.RetryPolicy(max_retries=_RETRIES, delay=60, backoff=dg.Backoff.EXPONENTIAL),
+        check_specs=[
+            dg.AssetCheckSpec(
+                ANSWERS,
+                asset=raw_key(provider),
+                description=f"{provider.title} answered somebody, or nobody was asked.",
+            )
+        ],
     )
     def raw(
         context: dg.AssetExecutionContext, config: FetchConfig, platform: Platform
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from health_pipeline.connections.endpoints import ProviderNotConfiguredError
+        from health_pipeline.ingestion.fetch import FetchReport, ProviderOutageError
 
+        outage = None
         try:
-            report = _fetch(context, config, platform, provider)
+            if config.plan == "events":
+                report = _work_on_events(context, platform, provider)
+            else:
+                report = _fetch(context, config, platform, provider)
         except ProviderNotConfiguredError as error:
             # Waiting does not mend it.
             raise dg.Failure(str(error), allow_retries=False) from error
+        except ProviderOutageError as error:
+            if context.retry_number < _RETRIES:
+                raise
+            # The other providers of this run are not to wait for this one.
+            context.log.error(str(error))
+            report, outage = FetchReport(provider.name), str(error)
         return dg.MaterializeResult(
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=ANSWERS, passed=outage is None, metadata={"outage": outage or "none"}
+                )
+            ],
             metadata={
                 "accounts": len(report.accounts),
                 "accounts_failed": len(report.failed),
@@ -79,10 +106,32 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
                 "objects_new": report.new_objects,
                 "objects_known": report.known_objects,
                 "bytes_received": report.bytes_received,
-            }
+            },
         )
 
     return raw
+
+
+def _work_on_events(
+    context: dg.AssetExecutionContext, platform: Platform, provider: Provider
+) -> "FetchReport":
+    from health_pipeline.ingestion.announced import work_on_events
+    from health_pipeline.ingestion.fetch import FetchReport
+
+    day = window_of(context)
+    report = work_on_events(
+        platform.warehouse(),
+        platform.store(),
+        platform.vault(),
+        platform.settings,
+        provider,
+        day.start,
+        context.run_id,
+    )
+    context.log.info(f"{provider.title}: {report.claimed} events, {report.failed} put off")
+    for error in sorted(report.errors):
+        context.log.warning(f"{provider.title}: {error}")
+    return report.fetch or FetchReport(provider.name)
 
 
 def _fetch(
@@ -96,6 +145,8 @@ def _fetch(
     job = None
     if config.job_id is not None:
         job = jobs.get(warehouse.engine, config.job_id)
+        if job.run_id != context.run_id:
+            jobs.begin(warehouse.engine, job.job_id, context.run_id)
     elif config.plan == "gaps" and active_accounts(warehouse.engine, provider.name):
         engine = warehouse.engine
         job = jobs.unfinished(engine, "reconcile", provider.name, None, window) or jobs.create(
@@ -111,7 +162,7 @@ def _fetch(
             provider,
             window,
             user_ids=config.user_ids or None,
-            plan=config.plan,
+            plan="gaps" if config.plan == "gaps" else "window",
             job=job,
             on_progress=_now_and_then(
                 lambda done, total: context.log.info(f"{provider.title}: {done} of {total} windows fetched")

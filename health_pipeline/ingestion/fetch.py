@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,7 +27,7 @@ from health_pipeline.connections.accounts import (
 from health_pipeline.connections.endpoints import Endpoint, ProviderShutDownError, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.ingestion import jobs
-from health_pipeline.providers.base import Entity, Provider, Window
+from health_pipeline.providers.base import Entity, Page, Provider, Window
 from health_pipeline.providers.http import (
     ApiClient,
     AuthorizationError,
@@ -81,6 +81,8 @@ class AccountResult:
     error: str | None = None
     outage: bool = False
     missing_entities: list[str] = field(default_factory=list)
+    #: What the provider refused of single entities, by name; the others are well.
+    refused_entities: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -113,11 +115,12 @@ class FetchReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """The windows of one entity to ask for, oldest first."""
+class Asking:
+    """What to ask for of one entity: windows, oldest first, and single records by the provider's ids."""
 
     entity: Entity
     windows: tuple[Window, ...]
+    record_ids: tuple[str, ...] = ()
 
 
 class _Progress:
@@ -212,12 +215,68 @@ def fetch(
     total = report.windows_skipped + sum(len(each.windows) for its in askings.values() for each in its)
     if job is not None:
         jobs.set_plan(warehouse.engine, job.job_id, report.windows_skipped, total)
-    accounts_to_ask = [account for account in accounts if askings[account.account_id]]
     progress = _Progress(warehouse.engine, job, report.windows_skipped, total, on_progress)
+    max_wait = _MAX_BACKFILL_WAIT_SECONDS if job is not None and job.kind == "backfill" else _MAX_WAIT_SECONDS
+    _ask_all(
+        warehouse, store, vault, provider, endpoint, accounts, askings, window, progress, max_wait, report
+    )
+    if job is not None and report.failed:
+        jobs.note_error(warehouse.engine, job.job_id, _errors(report))
+    if report.accounts and all(account.outage for account in report.accounts):
+        raise ProviderOutageError(
+            f"{provider.title} answers nobody: {report.accounts[0].error}. Nothing was lost; run it again later."
+        )
+    return report
+
+
+def fetch_announced(
+    warehouse: Warehouse,
+    store: RawStore,
+    vault: Vault,
+    settings: Settings,
+    provider: Provider,
+    window: Window,
+    askings: Mapping[int, Sequence[Asking]],
+) -> FetchReport:
+    """Fetch what a provider said had changed, by account; what comes is of the day partitions in `window`.
+
+    Accounts that are not active have no part in the report. Raises ProviderNotConfiguredError,
+    RawStoreUnavailableError; what fails otherwise is in the report.
+    """
+    report = FetchReport(provider.name)
+    endpoint = endpoint_of(provider, settings)
+    accounts = [
+        account
+        for account in active_accounts(warehouse.engine, provider.name)
+        if account.account_id in askings
+    ]
+    progress = _Progress(warehouse.engine, None, 0, 0, None)
+    _ask_all(
+        *(warehouse, store, vault, provider, endpoint, accounts, askings, window, progress),
+        _MAX_WAIT_SECONDS,
+        report,
+    )
+    return report
+
+
+def _ask_all(
+    warehouse: Warehouse,
+    store: RawStore,
+    vault: Vault,
+    provider: Provider,
+    endpoint: Endpoint,
+    accounts: Sequence[ConnectedAccount],
+    askings: Mapping[int, Sequence[Asking]],
+    window: Window,
+    progress: _Progress,
+    max_wait: float,
+    report: FetchReport,
+) -> None:
+    """Ask for several accounts at the same time; the results go into the report."""
+    accounts_to_ask = [account for account in accounts if askings[account.account_id]]
     limiter = RateLimiter(*(budget for budget in endpoint.budgets if budget.per == "application"))
     breaker = CircuitBreaker()
     stop = threading.Event()
-    max_wait = _MAX_BACKFILL_WAIT_SECONDS if job is not None and job.kind == "backfill" else _MAX_WAIT_SECONDS
 
     def run(account: ConnectedAccount) -> AccountResult:
         client = _client(warehouse, vault, provider, endpoint, account, limiter, breaker, stop, max_wait)
@@ -244,13 +303,6 @@ def fetch(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     report.accounts.sort(key=lambda result: result.account_id)
-    if job is not None and report.failed:
-        jobs.note_error(warehouse.engine, job.job_id, _errors(report))
-    if report.accounts and all(account.outage for account in report.accounts):
-        raise ProviderOutageError(
-            f"{provider.title} answers nobody: {report.accounts[0].error}. Nothing was lost; run it again later."
-        )
-    return report
 
 
 def _errors(report: FetchReport) -> str:
@@ -268,12 +320,12 @@ def _askings(
     window: Window,
     plan: Plan,
     job: jobs.Job | None,
-) -> tuple[dict[int, list[_Asking]], int]:
+) -> tuple[dict[int, list[Asking]], int]:
     """What to ask of each account, and how many windows need no asking because the job has them raw."""
     account_ids = [account.account_id for account in accounts]
     gaps = jobs.find_gaps(engine, account_ids, window.end) if plan == "gaps" else {}
     raw = jobs.fetched_for(engine, job, account_ids) if job is not None else set()
-    found: dict[int, list[_Asking]] = {account_id: [] for account_id in account_ids}
+    found: dict[int, list[Asking]] = {account_id: [] for account_id in account_ids}
     skipped = 0
     for account_id in account_ids:
         for entity in provider.entities:
@@ -285,7 +337,7 @@ def _askings(
             missing = tuple(part for part in windows if (account_id, entity.name, part) not in raw)
             skipped += len(windows) - len(missing)
             if missing:
-                found[account_id].append(_Asking(entity, missing))
+                found[account_id].append(Asking(entity, missing))
     return found, skipped
 
 
@@ -371,7 +423,7 @@ def _fetch_account(
     endpoint: Endpoint,
     client: ApiClient,
     account: ConnectedAccount,
-    askings: Sequence[_Asking],
+    askings: Sequence[Asking],
     window: Window,
     progress: _Progress,
 ) -> AccountResult:
@@ -386,7 +438,6 @@ def _fetch_account(
         return result
     started_at = dt.datetime.now(dt.UTC)
     reconnect = False
-    refused: list[str] = []
     try:
         for asking in askings:
             try:
@@ -395,7 +446,7 @@ def _fetch_account(
                 result.missing_entities.append(asking.entity.name)
             except (MalformedResponseError, RequestRejectedError) as error:
                 # It is about this entity; the others may be well.
-                refused.append(str(error))
+                result.refused_entities[asking.entity.name] = str(error)
     except (AuthorizationError, ReconnectError) as error:
         result.error = f"{error}; connect {provider.title} again"
         reconnect = True
@@ -403,7 +454,7 @@ def _fetch_account(
         result.error = str(error)
         result.outage = isinstance(error, ProviderUnavailableError | RenewalError)
     else:
-        result.error = "; ".join(refused) or None
+        result.error = "; ".join(result.refused_entities.values()) or None
     if result.error is None:
         record_success(engine, account.account_id, started_at, _warning(result))
     else:
@@ -427,12 +478,14 @@ def _fetch_entity(
     provider: Provider,
     client: ApiClient,
     account: ConnectedAccount,
-    asking: _Asking,
+    asking: Asking,
     window: Window,
     progress: _Progress,
     result: AccountResult,
 ) -> None:
     entity = asking.entity
+    if asking.record_ids:
+        _fetch_records(warehouse, store, provider, client, account, asking, window, result)
     for number, part in enumerate(asking.windows):
         objects, requests = result.new_objects, client.requests_sent
         # All pages of one request share the instant: none of them is newer than another.
@@ -473,10 +526,53 @@ def _fetch_window(
     result: AccountResult,
 ) -> None:
     assert provider.fetch is not None
+    _keep_pages(
+        warehouse,
+        store,
+        provider,
+        account,
+        provider.fetch(client, entity, part),
+        entity,
+        part,
+        window,
+        received_at,
+        result,
+    )
+
+
+def _fetch_records(
+    warehouse: Warehouse,
+    store: RawStore,
+    provider: Provider,
+    client: ApiClient,
+    account: ConnectedAccount,
+    asking: Asking,
+    window: Window,
+    result: AccountResult,
+) -> None:
+    """Single records; they are of no window, so that none counts as fetched."""
+    assert provider.fetch_records is not None
+    pages = provider.fetch_records(client, asking.entity, asking.record_ids)
+    now = dt.datetime.now(dt.UTC)
+    _keep_pages(warehouse, store, provider, account, pages, asking.entity, window, window, now, result)
+
+
+def _keep_pages(
+    warehouse: Warehouse,
+    store: RawStore,
+    provider: Provider,
+    account: ConnectedAccount,
+    pages: Iterable[Page],
+    entity: Entity,
+    part: Window,
+    window: Window,
+    received_at: dt.datetime,
+    result: AccountResult,
+) -> None:
     deliveries: list[Delivery] = []
     zone = {"zone_source": "profile"} if account.profile_time_zone is not None else {}
     try:
-        for page in provider.fetch(client, entity, part):
+        for page in pages:
             deliveries.append(  # noqa: PERF401 - what came before an error is kept
                 Delivery(
                     provider=provider.name,

@@ -75,8 +75,16 @@ def unfinished(
     return _job(row) if row is not None and row.status in _RESUMABLE else None
 
 
-def create(engine: sa.Engine, kind: str, provider: str, user_id: int | None, window: Window) -> Job:
-    """A new job, queued."""
+def create(
+    engine: sa.Engine,
+    kind: str,
+    provider: str,
+    user_id: int | None,
+    window: Window,
+    *,
+    requested: bool = False,
+) -> Job:
+    """A new job, queued for whoever makes it, or `requested` of the sensor."""
     with engine.begin() as connection:
         job_id = connection.execute(
             sa.insert(IngestionJob)
@@ -86,6 +94,7 @@ def create(engine: sa.Engine, kind: str, provider: str, user_id: int | None, win
                 user_id=user_id,
                 window_start=window.start,
                 window_end=window.end,
+                status="requested" if requested else "queued",
             )
             .returning(IngestionJob.job_id)
         ).scalar_one()
@@ -99,6 +108,39 @@ def get(engine: sa.Engine, job_id: int) -> Job:
     if row is None:
         raise LookupError(f"there is no ingestion job {job_id}")
     return _job(row)
+
+
+def requested(engine: sa.Engine, limit: int) -> list[Job]:
+    """The oldest jobs that wait for a run to be asked for."""
+    query = _SELECT.where(IngestionJob.status == "requested").order_by(IngestionJob.job_id).limit(limit)
+    with engine.connect() as connection:
+        return [_job(row) for row in connection.execute(query)]
+
+
+def under_way(engine: sa.Engine) -> list[Job]:
+    """The jobs that a run is said to work on."""
+    query = _SELECT.where(IngestionJob.status == "running", IngestionJob.run_id.is_not(None))
+    with engine.connect() as connection:
+        return [_job(row) for row in connection.execute(query.order_by(IngestionJob.job_id))]
+
+
+def queue(engine: sa.Engine, job_id: int) -> None:
+    """A run was asked for."""
+    _update(engine, job_id, status="queued")
+
+
+def finish_run(engine: sa.Engine, run_id: str) -> int:
+    """A run came to its end: the jobs that it worked on are done, or failed where one met an error; how many."""
+    with engine.begin() as connection:
+        return connection.execute(
+            sa.update(IngestionJob)
+            .where(IngestionJob.run_id == run_id, IngestionJob.status == "running")
+            .values(
+                status=sa.case((IngestionJob.last_error.is_(None), "done"), else_="failed"),
+                finished_at=sa.func.now(),
+                updated_at=sa.func.now(),
+            )
+        ).rowcount
 
 
 def begin(engine: sa.Engine, job_id: int, run_id: str) -> None:

@@ -45,6 +45,7 @@ def webhook(entities: Mapping[str, str]) -> Webhook:
         challenge=challenge,
         status=204,
         refusal=401,
+        keyset_url=KEYSET_URL,
     )
 
 

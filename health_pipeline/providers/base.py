@@ -262,13 +262,14 @@ class Event:
     """One thing that a webhook says: data of `entity` came, changed or went for the days named.
 
     `event_id` is the provider's own, None where it has none. `kind` is `data` (the body holds it), `changed`
-    (fetch it), `deleted`, `deauthorized` (the person withdrew consent at the provider) or `other`. Days are
+    (fetch it), `deleted`, `deauthorized` (the person withdrew consent at the provider), `moved` (the person's
+    id is `record_ids[0]` from now on) or `other`. Days are
     the person's local ones as near as the event says, None where it names none. `callback_url` is where the
     provider says the data is to be had: anybody may have written it, so whoever follows it checks it first.
     """
 
     event_type: str
-    kind: Literal["data", "changed", "deleted", "deauthorized", "other"]
+    kind: Literal["data", "changed", "deleted", "deauthorized", "moved", "other"]
     provider_user_id: str | None
     event_id: str | None = None
     entity: str | None = None
@@ -287,6 +288,8 @@ class Webhook:
     body and raises ValueError where it is none. `challenge(request, secrets)` answers a subscription's
     handshake with (status, content type, body), and is None where the vendor has none or the request is no
     handshake. `status` is what the vendor wants to hear, `refusal` what it wants for a bad signature.
+    `signed_by_client` is True where the shared secret is the OAuth client's; `keyset_url` is where the vendor
+    publishes its public keys, which change.
     """
 
     carries: Literal["data", "notice"]
@@ -297,13 +300,20 @@ class Webhook:
     challenge: Callable[[WebhookRequest, Sequence[str]], tuple[int, str, bytes] | None] | None = None
     status: int = 200
     refusal: int = 400
+    signed_by_client: bool = False
+    keyset_url: str | None = None
 
     def __post_init__(self) -> None:
         if self.verify is None and not self.secret_path:
             raise ValueError("a webhook is either signed or has a secret path")
 
 
+#: The entity of a raw object that only says that there is something: nothing of it is staged.
+NOTICE = "notice"
+
 FetchFunction = Callable[["ApiClient", Entity, Window], Iterator[Page]]
+#: The pages of single records, by the provider's ids; ids of records that are gone give none.
+FetchRecordsFunction = Callable[["ApiClient", Entity, Sequence[str]], Iterator[Page]]
 ParseFunction = Callable[[RawDocument], Parsed]
 #: The parts of a file, each a `Parsed` of its own that fits into memory. A last part may be notes alone.
 StreamFunction = Callable[[RawFile], Iterator[Parsed]]
@@ -354,6 +364,8 @@ class Provider:
     poll_hours: int = 24
     enabled: bool = True
     fetch: FetchFunction | None = None
+    #: For entities whose notices name a record and not its days.
+    fetch_records: FetchRecordsFunction | None = None
     identify: Callable[[ApiClient], Account] | None = None
     disconnect: Callable[[ApiClient], None] | None = None
     sniff: SniffFunction | None = None

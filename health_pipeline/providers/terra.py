@@ -201,7 +201,7 @@ def events(body: bytes) -> tuple[Event, ...]:
     return (
         Event(
             kind,
-            "other",
+            "moved" if kind == "user_reauth" and new_id is not None else "other",
             user_id,
             event_id=event_id if isinstance(event_id, str) else None,
             record_ids=() if new_id is None else (new_id,),

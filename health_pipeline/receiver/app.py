@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
 import hmac
 import logging
 import time
@@ -23,6 +22,7 @@ from health_pipeline.ingestion.events import Accepted, accept
 from health_pipeline.providers.base import Provider, Webhook, WebhookRequest
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.raw.store import RawStore, RawStoreUnavailableError
+from health_pipeline.receiver.secrets import KeysetUnavailableError, path_token
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +51,6 @@ class RefusedError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         body = orjson.dumps({"error": {"code": self.code, "message": self.message}})
         return Response(body, self.status, headers, media_type=_JSON)
-
-
-def path_token(secret: str, provider: str) -> str:
-    """The part of a callback address that nobody can guess, for providers that sign nothing."""
-    return hmac.new(secret.encode(), f"webhook path {provider}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
 class Receiver:
@@ -93,7 +88,7 @@ class Receiver:
         if provider is None or provider.webhook is None:
             why = "sends no webhooks" if provider is not None else "is not known"
             raise RefusedError(404, "no_webhook", f"{name} {why}")
-        webhook, secrets = provider.webhook, self._secrets_of(provider)
+        webhook, secrets = provider.webhook, await self._secrets(provider)
         self._require_path(provider, webhook, secrets, request.path_params.get("token"))
         body = b"" if request.method == "GET" else await _read(request)
         call = _call(request, body, self._clock())
@@ -108,6 +103,12 @@ class Receiver:
         if accepted.is_duplicate and request.headers.get("prefer") == "duplicate=409":
             raise RefusedError(409, "duplicate_event", "this event was accepted before")
         return Response(status_code=webhook.status), "duplicate" if accepted.is_duplicate else "accepted"
+
+    async def _secrets(self, provider: Provider) -> Sequence[str]:
+        try:
+            return await run_in_threadpool(self._secrets_of, provider)
+        except KeysetUnavailableError as error:
+            raise RefusedError(503, "unavailable", str(error), _RETRY_AFTER_SECONDS) from None
 
     def _require_path(
         self, provider: Provider, webhook: Webhook, secrets: Sequence[str], token: str | None

@@ -19,8 +19,6 @@ from health_pipeline.warehouse.lock import hold
 if TYPE_CHECKING:
     import dagster as dg
 
-#: Marks runs that live in the process of a command.
-_OURS = "health_pipeline/command"
 #: Called with a line to show: a step that started, or what it says of its progress.
 Progress = Callable[[str], None]
 
@@ -63,6 +61,7 @@ def run_job(
     import dagster as dg
 
     from health_pipeline.definitions import defs
+    from health_pipeline.defs.dead_runs import COMMAND_TAG, end_dead_runs
 
     # The console of a command shows progress; everything else is in the UI's event log.
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
@@ -99,7 +98,7 @@ def run_job(
     with dg.DagsterInstance.get() as instance, hold(warehouse.engine, f"run:{run_id}"):
         # One connection for the run instead of three an event.
         instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=5)
-        _end_dead_runs(instance, warehouse)
+        end_dead_runs(instance, warehouse.engine)
         instance.add_event_listener(run_id, watch)
         # What dbt prints is in the run's log in the UI; here it would bury the progress.
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -115,27 +114,12 @@ def run_job(
                     "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                 },
                 tags={
-                    _OURS: "true",
+                    COMMAND_TAG: "true",
                     "dagster/asset_partition_range_start": window.start.isoformat(),
                     "dagster/asset_partition_range_end": window.end.isoformat(),
                 },
             )
     return RunOutcome(run_id, result.success, tuple(failures), tuple(failed_checks), metadata)
-
-
-def _end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> None:
-    """Report the runs whose command was killed as failed, and free their pools: the next run would wait for ever.
-
-    A run that lives holds the lock of its id.
-    """
-    import dagster as dg
-
-    started = dg.RunsFilter(tags={_OURS: "true"}, statuses=[dg.DagsterRunStatus.STARTED])
-    for run in instance.get_runs(started):
-        with hold(warehouse.engine, f"run:{run.run_id}") as dead:
-            if dead:
-                instance.report_run_failed(run, "The command that ran this was killed.")
-                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _reason(error: Any) -> str:

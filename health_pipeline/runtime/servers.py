@@ -1,4 +1,4 @@
-"""`health-pipeline up`: database, sandbox where no provider is configured, Dagster's webserver and daemon."""
+"""`health-pipeline up`: database, sandbox where no provider is configured, receiver, Dagster's two processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from health_pipeline.runtime.processes import (
     interruptible,
     wait_for_http,
 )
+from health_pipeline.runtime.receiver import DEFAULT_PORT as RECEIVER_PORT
 from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.dbt_project import ensure_manifest
@@ -72,6 +73,13 @@ def _serve(
     if needs_sandbox(settings):
         environment["HEALTH_PIPELINE_SANDBOX_URL"] = start_sandbox(group)
         say(f"sandbox    {environment['HEALTH_PIPELINE_SANDBOX_URL']}  (no provider is configured)")
+    receiver = f"http://127.0.0.1:{free_port(RECEIVER_PORT)}"
+    environment.setdefault("HEALTH_PIPELINE_RECEIVER_URL", receiver)
+    group.start(
+        "receiver",
+        [sys.executable, "-m", "health_pipeline.cli", "receiver", "--port", receiver.rpartition(":")[2]],
+        environment,
+    )
     port = free_port(port or 3000)
     location = (
         ["--workspace", str(WORKSPACE)] if WORKSPACE.exists() else ["-m", "health_pipeline.definitions"]
@@ -84,6 +92,8 @@ def _serve(
     )
     group.start("daemon", [str(bin_folder / "dagster-daemon"), "run", *location], environment)
     wait_for_http(f"http://127.0.0.1:{port}/server_info", group, seconds=120)
+    wait_for_http(f"{receiver}/healthz", group)
+    say(f"receiver   {receiver}/webhooks/<provider>")
     say(f"dagster    http://127.0.0.1:{port}")
     say("Ctrl-C ends all of it")
     while (ended := group.ended()) is None:

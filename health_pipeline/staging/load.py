@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from health_pipeline.providers.base import (
+    NOTICE,
     QUARANTINE_SCHEMA,
     Parsed,
     Provider,
@@ -149,7 +150,11 @@ def only_loader(warehouse: Warehouse, provider: str) -> Iterator[None]:
 def _pending_objects(
     connection: sa.Connection, provider: Provider, window: Window | None, *, replay: bool
 ) -> list[PendingObject]:
-    conditions = ["provider = :provider"]
+    # What a provider told of somebody who is not connected waits until somebody is that person.
+    conditions = [
+        f"provider = :provider and entity <> '{NOTICE}'",
+        "exists (select from ops.subjects where subjects.subject_id = raw_objects.subject_id and user_id is not null)",
+    ]
     if window is not None:
         conditions.append("partition_start <= :end and partition_end >= :start")
     if not replay:

@@ -274,12 +274,15 @@ class IngestionJob(Base):
 
     `window_start` to `window_end` are the local days asked for, both included. `windows_done` of `windows_total` is
     the progress; `last_error` is a message without payload or token. `run_id` is the Dagster run that works on it.
+    A job that is `requested` waits for the sensor that asks for a run of it.
     """
 
     __tablename__ = "ingestion_jobs"
     __table_args__ = (
         sa.CheckConstraint("kind in ('sync', 'backfill', 'reconcile', 'upload', 'webhook')", name="kind"),
-        sa.CheckConstraint("status in ('queued', 'running', 'done', 'failed', 'cancelled')", name="status"),
+        sa.CheckConstraint(
+            "status in ('requested', 'queued', 'running', 'done', 'failed', 'cancelled')", name="status"
+        ),
         sa.CheckConstraint("window_start <= window_end", name="window"),
         sa.Index(None, "provider", "status"),
         sa.Index(None, "user_id", "created_at"),
@@ -359,5 +362,7 @@ class WebhookEvent(Base):
     raw_object_id: orm.Mapped[int | None] = orm.mapped_column(
         sa.BigInteger, sa.ForeignKey(RawObject.raw_object_id, ondelete="SET NULL")
     )
+    #: The Dagster run that worked on it last.
+    run_id: orm.Mapped[str | None]
     trace_id: orm.Mapped[str | None]
     updated_at: orm.Mapped[dt.datetime] = _now()

@@ -552,7 +552,7 @@ def test_events_that_carry_no_data() -> None:
 
     old, new = {"user_id": "old", "provider": "GARMIN"}, {"user_id": "new", "provider": "GARMIN"}
     again = event(type="user_reauth", old_user=old, new_user=new)
-    assert (again.kind, again.provider_user_id, again.record_ids) == ("other", "old", ("new",))
+    assert (again.kind, again.provider_user_id, again.record_ids) == ("moved", "old", ("new",))
     for kind in ("healthcheck", "processing", "google_no_datasource", "rate_limit_hit", "never_heard_of"):
         assert event(type=kind, user=old).kind == "other"
     cancelled = event(type="auth", status="error", reason="user_cancelled")

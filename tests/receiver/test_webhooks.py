@@ -16,7 +16,8 @@ from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import Vault
 from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.store import RawStore
-from health_pipeline.receiver.app import MAX_BODY_BYTES, create_app, path_token
+from health_pipeline.receiver.app import MAX_BODY_BYTES, create_app
+from health_pipeline.receiver.secrets import path_token
 from health_pipeline.sandbox.routers import WebhookCall
 from health_pipeline.sandbox.server import RunningSandbox
 from health_pipeline.settings import Settings

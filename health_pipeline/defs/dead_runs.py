@@ -1,0 +1,58 @@
+"""Runs whose process was killed: Dagster would wait for them, and keep their pools, for ever."""
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+#: Marks runs that live in the process of a command, which holds their name before they start.
+COMMAND_TAG = "health_pipeline/command"
+#: Any other run holds its name (see Platform) this long after its start at the latest.
+_GRACE = dt.timedelta(seconds=60)
+
+
+def end_dead_runs(instance: dg.DagsterInstance, engine: "sa.Engine") -> list[str]:
+    """Report the started runs that no process works on as failed, and free their pools; their ids.
+
+    A run that lives holds the lock of its id.
+    """
+    from health_pipeline.warehouse.lock import hold
+
+    latest = (dt.datetime.now(dt.UTC) - _GRACE).timestamp()
+    started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    ended = []
+    for record in instance.get_run_records(started):
+        run = record.dagster_run
+        if COMMAND_TAG not in run.tags and (record.start_time or 0) > latest:
+            continue
+        with hold(engine, f"run:{run.run_id}") as dead:
+            if dead:
+                instance.report_run_failed(run, "The process that worked on this run was killed.")
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+                ended.append(run.run_id)
+    return ended
+
+
+@dg.sensor(
+    name="dead_runs",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Ends runs whose process was killed, and the jobs they worked on, so that others go on.",
+)
+def dead_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    from health_pipeline.ingestion import jobs
+    from health_pipeline.warehouse.connection import open_warehouse
+
+    engine = open_warehouse().engine
+    ended = end_dead_runs(context.instance, engine)
+    for job in jobs.under_way(engine):
+        run = context.instance.get_run_by_id(job.run_id or "")
+        if run is not None and run.is_failure_or_canceled:
+            jobs.finish(engine, job.job_id, job.last_error or f"run {run.run_id} failed; see the UI")
+    return dg.SkipReason(f"ended {len(ended)} dead runs" if ended else "every run under way has its process")
+
+
+defs = dg.Definitions(sensors=[dead_runs_sensor])

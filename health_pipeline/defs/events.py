@@ -1,0 +1,103 @@
+"""Webhooks and requests over HTTP: what waits for a run, the runs that take it, and what shows that some is dead."""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from health_pipeline.defs.jobs import DERIVED, from_door, is_under_way, sync_jobs
+from health_pipeline.defs.sources import FETCHED, raw_key
+from health_pipeline.providers.registry import get
+from health_pipeline.staging.tables import schema_name
+
+#: Those whose calls the receiver takes.
+CALLING = [provider for provider in FETCHED if provider.webhook is not None]
+#: Requested jobs that one tick asks runs for; the next are a tick later.
+_JOBS_A_TICK = 20
+
+#: Fetch what was announced, stage it and what was pushed, apply, compute; the providers are the tick's.
+webhook_events = dg.define_asset_job(
+    "webhook_events",
+    selection=from_door(CALLING) | DERIVED,
+    description="What webhooks brought or announced, from the raw object to the forecasts.",
+)
+
+
+@dg.sensor(
+    job=webhook_events,
+    minimum_interval_seconds=3,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes all webhook events that are due: one run for each day on which some were received. While "
+    "it is under way, further events gather for the next.",
+)
+def webhook_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    from health_pipeline.ingestion import events
+    from health_pipeline.warehouse.connection import open_warehouse
+
+    engine = open_warehouse().engine
+    now = dt.datetime.now(dt.UTC)
+    events.bury(engine, now)
+    due = events.due_days(engine, now)
+    if not due:
+        return dg.SkipReason("no event is due")
+    if is_under_way(context.instance, webhook_events.name):
+        return dg.SkipReason("events gather for the next run")
+    repository = context.repository_def
+    assert repository is not None
+    keys = sorted(repository.get_job(webhook_events.name).asset_layer.executable_asset_keys)
+    return dg.SensorResult(
+        run_requests=[_run_request(day, names, keys) for day, names in sorted(due.items())]
+    )
+
+
+def _run_request(day: dt.date, names: set[str], keys: Sequence[dg.AssetKey]) -> dg.RunRequest:
+    """A run of the day for these providers alone; the tables that follow from them are everybody's."""
+    others = {
+        door
+        for provider in CALLING
+        if provider.name not in names
+        for door in (("raw", provider.name), (schema_name(provider.name),))
+    }
+    raw = [raw_key(provider).to_python_identifier() for provider in CALLING if provider.name in names]
+    return dg.RunRequest(
+        partition_key=day.isoformat(),
+        asset_selection=[
+            key for key in keys if tuple(key.path) not in others and tuple(key.path[:1]) not in others
+        ],
+        run_config={"ops": {name: {"config": {"plan": "events"}} for name in raw}},
+        tags={"health_pipeline/providers": ",".join(sorted(names))},
+    )
+
+
+@dg.sensor(
+    name="requested_jobs",
+    jobs=list(sync_jobs.values()),
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks for a run of each job that was requested over HTTP (ops.ingestion_jobs).",
+)
+def requested_jobs_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    from health_pipeline.ingestion import jobs
+    from health_pipeline.warehouse.connection import open_warehouse
+
+    engine = open_warehouse().engine
+    waiting = jobs.requested(engine, _JOBS_A_TICK)
+    if not waiting:
+        yield dg.SkipReason("no job is requested")
+    for job in waiting:
+        name = raw_key(get(job.provider)).to_python_identifier()
+        user_ids = [] if job.user_id is None else [job.user_id]
+        yield dg.RunRequest(
+            # The job is asked for once, even where this tick dies before it is noted.
+            run_key=f"job {job.job_id}",
+            job_name=sync_jobs[job.provider].name,
+            run_config={"ops": {name: {"config": {"user_ids": user_ids, "job_id": job.job_id}}}},
+            tags={
+                "dagster/asset_partition_range_start": job.window.start.isoformat(),
+                "dagster/asset_partition_range_end": job.window.end.isoformat(),
+            },
+        )
+        jobs.queue(engine, job.job_id)
+
+
+defs = dg.Definitions(jobs=[webhook_events], sensors=[webhook_sensor, requested_jobs_sensor])

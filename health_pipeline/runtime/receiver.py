@@ -1,0 +1,23 @@
+"""`health-pipeline receiver`: the webhook receiver of this environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from health_pipeline.raw.store import open_store
+from health_pipeline.receiver.app import create_app
+from health_pipeline.receiver.secrets import Secrets
+from health_pipeline.receiver.server import serve
+from health_pipeline.settings import Settings
+from health_pipeline.warehouse.connection import Warehouse
+
+DEFAULT_PORT = 8700
+
+
+def run_receiver(
+    settings: Settings, warehouse: Warehouse, say: Callable[[str], None], *, host: str, port: int
+) -> None:
+    """Serve until SIGINT or SIGTERM. Raises OSError where the port is taken."""
+    app = create_app(warehouse.engine, open_store(settings.raw_location), Secrets(settings).of)
+    say(f"receiver   http://{host}:{port}")
+    serve(app, host, port)
