@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 
 import click
 
@@ -50,7 +51,7 @@ def events_list(provider: str | None, state: str | None, limit: int) -> None:
             str(one.event_id), one.provider, one.event_type, one.state, str(one.attempts),
             _utc(one.received_at), _utc(one.next_try_at), one.error or "",
         )  # fmt: skip
-    Console(width=None if click.get_text_stream("stdout").isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @events.command("show")
