@@ -19,7 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "warehouse": {"settings"},
     "connections": {"providers", "settings", "warehouse"},
     "staging": {"providers", "raw", "warehouse"},
-    "ingestion": {"connections", "providers", "raw", "settings", "warehouse"},
+    "ingestion": {"connections", "providers", "raw", "settings", "staging", "warehouse"},
+    "receiver": {"connections", "ingestion", "providers", "raw", "settings"},
     "defs": {
         "connections",
         "engine",
@@ -34,14 +35,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {
         "connections",
         "definitions",
+        "defs",
         "ingestion",
         "providers",
         "raw",
+        "receiver",
         "settings",
         "staging",
         "warehouse",
     },
-    "cli": {"providers", "runtime", "sandbox", "settings", "warehouse"},
+    "cli_webhooks": {"runtime", "settings", "warehouse"},
+    "cli": {"cli_webhooks", "providers", "runtime", "sandbox", "settings", "warehouse"},
 }
 
 

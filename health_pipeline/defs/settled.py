@@ -25,6 +25,8 @@ _CANONICAL = [
     group_name="operations",
     kinds={"postgres"},
     owners=OWNERS,
+    # Before the engine's steps, which take their time.
+    op_tags={"dagster/priority": "10"},
     description="The webhook events and the requested jobs of the run are marked as done: the canonical tables "
     "have what they brought.",
 )
