@@ -40,6 +40,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
             "tests/canonical/golden, and with a unit test where there is a rule to get wrong",
         ),
         "int_fhir_codes_unmapped": "a report for whoever extends loinc_metrics; nothing is made of it",
+        "int_documents_deleted": "keys of all that was deleted; tested by histories in any order (test_deletions)",
         "int_*_attributed": "one join by a key, tested through the views (test_row_level_security)",
         "int_jobs_failed": "one condition, tested through sync_health",
         "int_daily_values_latest": "tested through latest_metrics and health_summary (test_row_level_security)",
@@ -49,6 +50,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "would be a file a provider that says nothing",
         "int_withings_sleeps": "looks up the other half of a sleep, which an earlier run has applied",
         "int_fhir_codes_unmapped": "asks all that is staged, where a staging view has the rows of one run",
+        "int_documents_deleted": "as above: what was deleted once is gone for good",
     },
     "staging_reads_one_source": {
         "stg_*__readings": "two tables of a provider as one: glucose readings of any provider have one shape",

@@ -239,6 +239,7 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
     """`staging_<provider>/*`: the raw objects of the day as typed rows, appended once."""
     schema = schema_name(provider.name)
     descriptions = {entity.name: entity.description for entity in provider.entities}
+    descriptions["deletion"] = "Records that the vendor said were deleted, by its ids."
     descriptions["quarantine"] = "Records that could not be read: what, where and why."
 
     @dg.multi_asset(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from health_pipeline.providers.base import NOTICE, Event, Provider, Webhook
+from health_pipeline.providers.base import ANNOUNCES_DELETION, NOTICE, Event, Provider, Webhook
 from health_pipeline.raw.index import Delivery, nobody, receive_within, subject_id_of
 from health_pipeline.raw.store import RawStore
 from health_pipeline.staging.tables import schema_name
@@ -120,7 +120,9 @@ def accept(
         ).all()
         of: dict[tuple[str | None, str, bool], list[int]] = {}
         for event_id, user, entity, kind in kept:
-            is_staged = kind in STAGED_KINDS and entity is not None
+            is_staged = entity is not None and (
+                kind == "data" or (kind == "deleted" and provider.webhook.deletes_records)
+            )
             where = (user, entity if is_staged and entity else NOTICE, is_staged and kind == "deleted")
             of.setdefault(where, []).append(event_id)
         # In an order, so that two calls about the same people do not wait for each other.
@@ -128,7 +130,7 @@ def accept(
             subject = subject_id_of(connection, accounts[user][1]) if user in accounts else nobody(connection)
             context = {} if user is None else {"provider_user_id": user}
             if deletes:
-                context["announces"] = "deletion"
+                context |= ANNOUNCES_DELETION
             raw_object_id = _keep(
                 connection, store, provider, subject, entity, body, content_type, received_at, context
             )

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 #: Rows a parser refused. `location` is where in the object (a JSON path or a line number), `original` the
 #: refused values as JSON text. Reasons are snake_case words, the same for all providers.
+#: Records that a provider told us were deleted, by its ids.
+DELETION_SCHEMA = pa.schema(
+    [pa.field("entity", pa.string(), nullable=False), pa.field("record_id", pa.string(), nullable=False)]
+)
+#: What the context of a raw object says that is a notice of deletion.
+ANNOUNCES_DELETION = {"announces": "deletion"}
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("entity", pa.string(), nullable=False),
@@ -288,6 +295,7 @@ class Webhook:
     body and raises ValueError where it is none. `challenge(request, secrets)` answers a subscription's
     handshake with (status, content type, body), and is None where the vendor has none or the request is no
     handshake. `status` is what the vendor wants to hear, `refusal` what it wants for a bad signature.
+    `deletes_records` is True where notices of deletion name the records: then these are gone for good.
     `signed_by_client` is True where the shared secret is the OAuth client's; `keyset_url` is where the vendor
     publishes its public keys, which change.
     """
@@ -300,6 +308,7 @@ class Webhook:
     challenge: Callable[[WebhookRequest, Sequence[str]], tuple[int, str, bytes] | None] | None = None
     status: int = 200
     refusal: int = 400
+    deletes_records: bool = False
     signed_by_client: bool = False
     keyset_url: str | None = None
 

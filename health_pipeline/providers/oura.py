@@ -437,6 +437,7 @@ PROVIDER = Provider(
         events=events,
         verify=verify,
         challenge=challenge,
+        deletes_records=True,
         signed_by_client=True,
     ),
     entities=(

@@ -446,7 +446,12 @@ PROVIDER = Provider(
     interpret=interpret,
     # Deliveries may carry X-Strava-Signature, but its key is not documented: the path has to do.
     webhook=Webhook(
-        carries="notice", scheme="secret path", secret_path=True, events=events, challenge=challenge
+        carries="notice",
+        scheme="secret path",
+        secret_path=True,
+        events=events,
+        challenge=challenge,
+        deletes_records=True,
     ),
     entities=(
         Entity(

@@ -474,6 +474,7 @@ PROVIDER = Provider(
         scheme="X-WHOOP-Signature: base64 HMAC-SHA256 of timestamp and body, by the client secret",
         events=events,
         verify=verify,
+        deletes_records=True,
         signed_by_client=True,
     ),
     entities=(

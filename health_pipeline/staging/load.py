@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from health_pipeline.providers.base import (
+    ANNOUNCES_DELETION,
+    DELETION_SCHEMA,
     NOTICE,
     QUARANTINE_SCHEMA,
     Parsed,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 64 * 1024 * 1024
 _LOAD_LOCK = 7_104_114_824
 _ERRORS_SHOWN = 5
+_ANY_DAY = dt.date(1900, 1, 1)
 #: Columns of staging tables that say when a record is of.
 _DAY_COLUMNS = {
     *("day", "recorded_at", "started_at", "bedtime_start", "start_datetime", "timestamp"),
@@ -336,7 +339,8 @@ class _Staged:
             if table.num_rows:
                 self.rows[name] += table.num_rows
         self.notes.update(parsed.notes)
-        span = _data_days(parsed)
+        # What is deleted may be of any day: whatever comes late of the same series has to meet it.
+        span = (_ANY_DAY, _ANY_DAY.replace(year=2200)) if "deletion" in parsed.tables else _data_days(parsed)
         if span is not None:
             self.first_day = min(span[0], self.first_day or span[0])
             self.last_day = max(span[1], self.last_day or span[1])
@@ -410,6 +414,9 @@ def _parsed_parts(
                     yield _storable(provider, part)
         else:
             content = store.get(item.object_key)
+            if ANNOUNCES_DELETION.items() <= item.context.items():
+                yield _deletions(provider, item, content)
+                return
             document = RawDocument(item.entity, content, item.received_at, item.time_zone, item.context)
             yield _storable(provider, provider.parse(document))
         return
@@ -433,6 +440,22 @@ def _parsed_parts(
         schema=QUARANTINE_SCHEMA,
     )
     yield Parsed({}, quarantine, records_in=1, records_loaded=0)
+
+
+def _deletions(provider: Provider, item: PendingObject, content: bytes) -> Parsed:
+    """The records that a notice of the object's entity and person says are gone. Raises what `events` raises."""
+    assert provider.webhook is not None
+    events = provider.webhook.events(content)
+    records = [
+        {"entity": item.entity, "record_id": record_id}
+        for event in events
+        if event.kind == "deleted"
+        and event.entity == item.entity
+        and event.provider_user_id == item.context.get("provider_user_id")
+        for record_id in event.record_ids
+    ]
+    table = pa.Table.from_pylist(records, schema=DELETION_SCHEMA)
+    return Parsed({"deletion": table}, QUARANTINE_SCHEMA.empty_table(), len(records), len(records))
 
 
 class Metered(io.RawIOBase):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from health_pipeline.providers.base import QUARANTINE_SCHEMA, Provider
+from health_pipeline.providers.base import DELETION_SCHEMA, QUARANTINE_SCHEMA, Provider
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -39,6 +39,8 @@ def schema_name(provider: str) -> str:
 def table_schemas(provider: Provider) -> dict[str, pa.Schema]:
     """Every staging table of a provider with its full Arrow schema, quarantine included."""
     schemas = {entity.name: entity.schema for entity in provider.entities}
+    if provider.webhook is not None and provider.webhook.deletes_records:
+        schemas["deletion"] = DELETION_SCHEMA
     schemas["quarantine"] = QUARANTINE_SCHEMA
     return {name: pa.schema([*PROVENANCE_SCHEMA, *schema]) for name, schema in schemas.items()}
 

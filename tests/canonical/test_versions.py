@@ -7,9 +7,11 @@ import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import orjson
 import pytest
 from canonical_lab import START, Lab, glucose_file, hours, page
 
+from health_pipeline.providers.base import ANNOUNCES_DELETION
 from health_pipeline.raw.index import Delivery
 
 Step = Callable[[int, dt.datetime], Delivery]
@@ -35,6 +37,16 @@ def night(
 
 def nights(*documents: Mapping[str, Any]) -> Step:
     return lambda user, at: page(user, "sleep", documents, at)
+
+
+def gone(entity: str, document: str) -> Step:
+    """A notice of the vendor's that a document was deleted."""
+    notice = {"event_type": "delete", "data_type": entity, "object_id": document, "user_id": "somebody"}
+    return lambda user, at: Delivery(
+        *("oura", entity, user, "webhook", orjson.dumps(notice), at, at.date(), at.date()),
+        "application/json",
+        context={"provider_user_id": "somebody", **ANNOUNCES_DELETION},
+    )
 
 
 def pulse(*bpm: int) -> Step:
@@ -91,6 +103,16 @@ HISTORIES: Mapping[str, tuple[Sequence[Step], Expected]] = {
     "deleted-and-restored": (
         [night(), night(kind="deleted"), night()],
         [("sleep_efficiency", "03-01 22:00", 90, 2, 2)],
+    ),
+    "deletion-announced": ([night(), gone("sleep", "night")], []),
+    "deletion-announced-of-another": (
+        [night(), gone("sleep", "another")],
+        [("sleep_efficiency", "03-01 22:00", 90, 0, 0)],
+    ),
+    "deletion-wins-over-what-comes-late": ([gone("sleep", "night"), night(), night()], []),
+    "deletion-of-a-day": (
+        [activity(100), gone("daily_activity", "activity"), activity(300)],
+        [],
     ),
     "turned-into-a-nap": ([night(), night(kind="late_nap")], []),
     "samples-revised": (
@@ -198,6 +220,7 @@ def test_deleted_night_leaves_no_session(lab_of_module: Lab, found: object) -> N
     assert [tuple(row.values()) for row in sessions] == [
         ("bedtime-moved", each, "long_sleep"),
         ("deleted-and-restored", each, "long_sleep"),
+        ("deletion-announced-of-another", each, "long_sleep"),
         ("new-document-in-the-place-of-another", each, "long_sleep"),
         ("place-taken-and-given-up", each, "long_sleep"),
         ("samples-revised", each, "long_sleep"),

@@ -1,5 +1,8 @@
-{%- set models = ['int_glucose_metrics'] -%}
-{%- for provider in var('metric_providers') -%}
-    {%- do models.append('int_' ~ provider ~ '_metrics') -%}
-{%- endfor -%}
-{{ union_of(models) }}
+{%- set columns = [
+    'user_id', 'metric_type', 'source_value', 'source_unit', 'source', 'source_device', 'recorded_at',
+    'ended_at', 'utc_offset_minutes', 'utc_offset_source', 'local_date', 'source_record_id', 'metadata',
+    'is_deleted', 'home_time_zone', 'location', 'raw_object_id', 'received_at',
+] -%}
+{{ union_of(['int_glucose_metrics']) }}
+union all
+{{ union_without_deleted(var('metric_providers'), 'metrics', columns) }}
