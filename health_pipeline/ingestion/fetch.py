@@ -583,7 +583,7 @@ def _keep_pages(
                     received_at=received_at,
                     # Days before the window, read for revisions or missing until now, belong to the run that asked.
                     partition_start=max(part.start, window.start),
-                    partition_end=max(part.end, window.start),
+                    partition_end=min(max(part.end, window.start), window.end),
                     content_type=page.content_type,
                     time_zone=account.profile_time_zone or account.time_zone,
                     context={**page.context, **zone},
