@@ -552,7 +552,7 @@ def _fetch_records(
 ) -> None:
     """Single records; they are of no window, so that none counts as fetched."""
     assert provider.fetch_records is not None
-    pages = provider.fetch_records(client, asking.entity, asking.record_ids)
+    pages = provider.fetch_records(client, asking.entity, asking.record_ids, window)
     now = dt.datetime.now(dt.UTC)
     _keep_pages(warehouse, store, provider, account, pages, asking.entity, window, window, now, result)
 

@@ -321,8 +321,8 @@ class Webhook:
 NOTICE = "notice"
 
 FetchFunction = Callable[["ApiClient", Entity, Window], Iterator[Page]]
-#: The pages of single records, by the provider's ids; ids of records that are gone give none.
-FetchRecordsFunction = Callable[["ApiClient", Entity, Sequence[str]], Iterator[Page]]
+#: The pages of single records, by the provider's ids, for the days of a run; ids of records that are gone give none.
+FetchRecordsFunction = Callable[["ApiClient", Entity, Sequence[str], Window], Iterator[Page]]
 ParseFunction = Callable[[RawDocument], Parsed]
 #: The parts of a file, each a `Parsed` of its own that fits into memory. A last part may be notes alone.
 StreamFunction = Callable[[RawFile], Iterator[Parsed]]

@@ -87,6 +87,10 @@ class RequestRejectedError(ProviderError):
     """The provider refuses the request as it is (a 4xx other than 401, 403, 429): repeating it is no use."""
 
 
+class RecordGoneError(RequestRejectedError):
+    """What was asked for is not there (404 or 410)."""
+
+
 class MalformedResponseError(ProviderError):
     """The provider answered 200 with a body that cannot be paged through."""
 
@@ -478,7 +482,8 @@ class ApiClient:
                 )
                 raise PermissionMissingError(*where, said)
             case "rejected":
-                raise RequestRejectedError(*where, verdict.message or "the request was refused")
+                kind = RecordGoneError if status in (404, 410) else RequestRejectedError
+                raise kind(*where, verdict.message or "the request was refused")
 
     def _spent(self, state: RetryCallState, call: _Call) -> bool:
         return (

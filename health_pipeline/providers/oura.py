@@ -5,6 +5,7 @@ Documents are revised after the fact and carry no time of update, so every fetch
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ from health_pipeline.providers.http import (
     AuthorizationError,
     MalformedResponseError,
     PermissionMissingError,
+    RecordGoneError,
 )
 
 _COLLECTION = "/v2/usercollection"
@@ -272,6 +274,15 @@ def fetch(client: ApiClient, entity: Entity, window: Window) -> Iterator[Page]:
         params = {**params, "next_token": next_token}
 
 
+def fetch_records(
+    client: ApiClient, entity: Entity, record_ids: Sequence[str], window: Window
+) -> Iterator[Page]:
+    """A page a document. Raises the errors of `ApiClient.get`, but for documents that are not there any more."""
+    for record_id in record_ids:
+        with contextlib.suppress(RecordGoneError):
+            yield Page(entity.name, _get(client, entity, {}, f"/{record_id}"), window)
+
+
 def _query(entity: Entity, window: Window) -> dict[str, str]:
     day = dt.timedelta(days=1)
     if entity.name == "heartrate":
@@ -284,11 +295,11 @@ def _query(entity: Entity, window: Window) -> dict[str, str]:
     return {"start_date": f"{window.start - day}", "end_date": f"{window.end}T23:59:59"}
 
 
-def _get(client: ApiClient, entity: Entity, params: Mapping[str, str]) -> bytes:
+def _get(client: ApiClient, entity: Entity, params: Mapping[str, str], record: str = "") -> bytes:
     """The body of one page. A 401 for a missing scope is told from one for a dead token."""
     assert entity.endpoint is not None
     try:
-        return client.get(entity.endpoint, params).content
+        return client.get(entity.endpoint + record, params).content
     except AuthorizationError as error:
         refused = error
     # Some endpoints answer 401 where the scope is missing. Any live token may read personal_info.
@@ -330,7 +341,7 @@ def identify(client: ApiClient) -> Account:
 
 
 def parse(document: RawDocument) -> Parsed:
-    """A page of one entity as staging rows; nights give `sleep_sample` rows, too.
+    """A page of one entity, or a single document, as staging rows; nights give `sleep_sample` rows, too.
 
     A record with a wrong type or without a required field goes to quarantine, alone. Fields we do not know
     are named in the notes. Raises KeyError for an entity that has no pages.
@@ -338,7 +349,8 @@ def parse(document: RawDocument) -> Parsed:
     entity = document.entity
     columns = _COLUMNS[entity]
     try:
-        records = load_object(document.content).get("data")
+        body = load_object(document.content)
+        records = [body] if "data" not in body and "id" in body else body.get("data")
     except MalformedBodyError:
         records = None
     if not isinstance(records, list):
@@ -478,5 +490,6 @@ PROVIDER = Provider(
     ),
     parse=parse,
     fetch=fetch,
+    fetch_records=fetch_records,
     identify=identify,
 )

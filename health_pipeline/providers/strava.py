@@ -9,6 +9,7 @@ title, type and privacy are announced: every fetch reads some days again.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hmac
 import math
@@ -49,7 +50,7 @@ from health_pipeline.providers.base import (
     WebhookRequest,
     Window,
 )
-from health_pipeline.providers.http import ApiClient, MalformedResponseError, RequestRejectedError
+from health_pipeline.providers.http import ApiClient, MalformedResponseError, RecordGoneError
 
 if TYPE_CHECKING:
     import httpx
@@ -186,28 +187,38 @@ def fetch(client: ApiClient, entity: Entity, window: Window) -> Iterator[Page]:
     if entity.window == "everything":
         yield Page(entity.name, client.get(_ATHLETE).content, window)
         return
-    streams = entity.name == "heart_rate_stream"
     for activity in _listed(client, window):
-        path = f"/activities/{activity['id']}"
-        params: dict[str, str] = {}
-        context: dict[str, str] = {}
-        if streams:
-            start = activity.get("start_date")
-            if not activity.get("has_heartrate") or not isinstance(start, str):
-                continue
-            path += "/streams"
-            params = {"keys": "time,heartrate", "key_by_type": "true"}
-            context = {"activity_id": str(activity["id"]), "start_date": start}
-            offset = activity.get("utc_offset")
-            if isinstance(offset, int | float) and abs(offset) <= _LONGEST_OFFSET:
-                context["utc_offset"] = str(offset)
-        try:
-            content = client.get(path, params).content
-        except RequestRejectedError as error:
-            if error.status != 404:
-                raise
-            continue
-        yield Page(entity.name, content, window, context=context)
+        with contextlib.suppress(RecordGoneError):
+            if entity.name == "heart_rate_stream":
+                yield from _stream(client, activity, window)
+            else:
+                yield Page(entity.name, client.get(f"/activities/{activity['id']}").content, window)
+
+
+def fetch_records(
+    client: ApiClient, entity: Entity, record_ids: Sequence[str], window: Window
+) -> Iterator[Page]:
+    """The activities, or their heart rate streams. Raises the errors of `ApiClient.get`, but for what is gone."""
+    for record_id in record_ids:
+        with contextlib.suppress(RecordGoneError):
+            content = client.get(f"/activities/{record_id}").content
+            if entity.name == "heart_rate_stream":
+                yield from _stream(client, load_object(content), window)
+            else:
+                yield Page(entity.name, content, window)
+
+
+def _stream(client: ApiClient, activity: Mapping[str, Any], window: Window) -> Iterator[Page]:
+    start = activity.get("start_date")
+    if not activity.get("has_heartrate") or not isinstance(start, str):
+        return
+    params = {"keys": "time,heartrate", "key_by_type": "true"}
+    context = {"activity_id": str(activity["id"]), "start_date": start}
+    offset = activity.get("utc_offset")
+    if isinstance(offset, int | float) and abs(offset) <= _LONGEST_OFFSET:
+        context["utc_offset"] = str(offset)
+    content = client.get(f"/activities/{activity['id']}/streams", params).content
+    yield Page("heart_rate_stream", content, window, context=context)
 
 
 def _listed(client: ApiClient, window: Window) -> Iterator[dict[str, Any]]:
@@ -400,7 +411,7 @@ def challenge(request: WebhookRequest, secrets: Sequence[str]) -> tuple[int, str
 
 
 def events(body: bytes) -> tuple[Event, ...]:
-    """The one event of a notice. It does not say when the activity was."""
+    """The event of a notice, or two: of the activity and its heart rate. It does not say when the activity was."""
     notice = load_object(body)
     kind_of, aspect, owner = (notice.get(name) for name in ("object_type", "aspect_type", "owner_id"))
     if not isinstance(kind_of, str) or not isinstance(aspect, str) or type(owner) is not int:
@@ -416,14 +427,17 @@ def events(body: bytes) -> tuple[Event, ...]:
     ):
         kind = "deauthorized"
     of_activity = kind_of == "activity" and type(notice.get("object_id")) is int
-    return (
+    # With an activity came its heart rate.
+    entities = ("activity", "heart_rate_stream") if kind == "changed" else ("activity",)
+    return tuple(
         Event(
             event_type=f"{kind_of}.{aspect}",
             kind=kind,
             provider_user_id=str(owner),
-            entity="activity" if of_activity else None,
+            entity=entity,
             record_ids=(str(notice["object_id"]),) if of_activity else (),
-        ),
+        )
+        for entity in (entities if of_activity else (None,))
     )
 
 
@@ -490,5 +504,6 @@ PROVIDER = Provider(
     ),
     parse=parse,
     fetch=fetch,
+    fetch_records=fetch_records,
     identify=identify,
 )

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime as dt
 import hashlib
 import hmac
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -55,6 +56,7 @@ from health_pipeline.providers.http import (
     AuthorizationError,
     MalformedResponseError,
     PermissionMissingError,
+    RecordGoneError,
 )
 
 if TYPE_CHECKING:
@@ -221,6 +223,26 @@ def fetch(client: ApiClient, entity: Entity, window: Window) -> Iterator[Page]:
         yield Page(entity.name, content, window, context=context)
 
 
+def fetch_records(
+    client: ApiClient, entity: Entity, record_ids: Sequence[str], window: Window
+) -> Iterator[Page]:
+    """A page a record; a recovery, which goes by its sleep's id, is asked for by the cycle of that.
+
+    Raises the errors of `ApiClient.get`, but for records that are not there: they are gone, or not scored yet.
+    """
+    for record_id in record_ids:
+        with contextlib.suppress(RecordGoneError):
+            if entity.name != "recovery":
+                yield Page(
+                    entity.name, _get(client, f"{entity.endpoint}/{record_id}", entity.scope, {}), window
+                )
+                continue
+            sleep = load_object(_get(client, f"{_SLEEPS}/{record_id}", "read:sleep", {}))
+            recovery = f"/v2/cycle/{sleep.get('cycle_id')}/recovery"
+            content = _get(client, recovery, entity.scope, {})
+            yield Page(entity.name, content, window, context=_times_of([sleep]))
+
+
 def _sleep_times(client: ApiClient, window: Window) -> dict[str, str]:
     """`start end offset`, as they were sent, of each sleep around the window; none without the permission."""
     day = dt.timedelta(days=1)
@@ -228,12 +250,18 @@ def _sleep_times(client: ApiClient, window: Window) -> dict[str, str]:
     times: dict[str, str] = {}
     try:
         for content in _pages(client, _SLEEPS, "read:sleep", wider):
-            for record in _records(content):
-                parts = [record.get(name) for name in ("start", "end", "timezone_offset")]
-                if all(isinstance(part, str) and " " not in part for part in parts):
-                    times[str(record.get("id"))] = " ".join(map(str, parts))
+            times |= _times_of(_records(content))
     except PermissionMissingError:
         return {}
+    return times
+
+
+def _times_of(sleeps: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    times = {}
+    for record in sleeps:
+        parts = [record.get(name) for name in ("start", "end", "timezone_offset")]
+        if all(isinstance(part, str) and " " not in part for part in parts):
+            times[str(record.get("id"))] = " ".join(map(str, parts))
     return times
 
 
@@ -322,7 +350,7 @@ def interpret(response: httpx.Response, now: float) -> Verdict | None:
 
 
 def parse(document: RawDocument) -> Parsed:
-    """A page of one entity, or the body measurement, as staging rows.
+    """A page of one entity, a single record, or the body measurement, as staging rows.
 
     A record with a wrong type or without a required field goes to quarantine, alone. Fields we do not know
     are named in the notes. Raises KeyError for an entity that has no pages.
@@ -332,6 +360,7 @@ def parse(document: RawDocument) -> Parsed:
     single = entity == "body_measurement"
     try:
         body = load_object(document.content)
+        single = single or ("records" not in body and ("id" in body or "sleep_id" in body))
         records = [body] if single else body.get("records")
     except MalformedBodyError:
         records = None
@@ -341,7 +370,7 @@ def parse(document: RawDocument) -> Parsed:
 
     read = read_records(records, columns)
     table = read.table
-    if single:
+    if entity == "body_measurement":
         table = table.append_column(
             _SEEN_AT, pa.repeat(pa.scalar(document.received_at, UTC_TIMESTAMP), len(table))
         )
@@ -504,6 +533,7 @@ PROVIDER = Provider(
     ),
     parse=parse,
     fetch=fetch,
+    fetch_records=fetch_records,
     identify=identify,
     disconnect=disconnect,
 )

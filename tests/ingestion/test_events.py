@@ -17,6 +17,7 @@ from health_pipeline.connections.vault import Vault
 from health_pipeline.ingestion import events
 from health_pipeline.ingestion.announced import EventsReport, work_on_events
 from health_pipeline.ingestion.events import RETRY_AFTER, accept
+from health_pipeline.ingestion.fetch import fetch
 from health_pipeline.providers.base import Provider, Window
 from health_pipeline.providers.registry import get
 from health_pipeline.raw.store import RawStore
@@ -49,6 +50,12 @@ class Desk:
     def bodies(self, provider: Provider, day: dt.date = DAY) -> list[bytes]:
         api = self.sandbox.app.state.apis[provider.name]
         return [call.body for call in api.webhooks("ada", day, SECRET)]
+
+    def happened(self, name: str, day: dt.date) -> bool:
+        try:
+            return bool(self.bodies(get(name), day))
+        except LookupError:
+            return False
 
     def accept(self, provider: Provider, *bodies: bytes, at: dt.datetime = NOW) -> int:
         return sum(
@@ -99,6 +106,48 @@ def test_what_is_announced_is_fetched_and_settled_once_staged(desk: Desk) -> Non
     settled = events.settle_run(desk.warehouse.engine, "run")
     assert (settled.processed, settled.put_off) == (kept, 0)
     assert desk.states() == {"processed": kept}
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "key"),
+    [("oura", "sleep", "id"), ("whoop", "recovery", "sleep_id"), ("strava", "activity", "id")],
+)
+def test_a_record_asked_for_by_its_id_is_the_same_as_in_a_list(
+    desk: Desk, name: str, table: str, key: str
+) -> None:
+    provider = get(name)
+    user_id = desk.connect(provider)
+    day = next(
+        day for day in (DAY - dt.timedelta(days=back) for back in range(14)) if desk.happened(name, day)
+    )
+    desk.accept(provider, *desk.bodies(provider, day))
+    assert desk.work(provider).failed == 0
+    stage(desk.warehouse, desk.store, provider)
+    columns = ", ".join(column for column in provider.entity(table).schema.names)
+    query = f"select distinct {columns} from staging_{name}.{table} where {key} = any(:keys)"
+    keys = [row[0] for row in desk.rows(f"select {key} from staging_{name}.{table}")]
+    by_id = desk.rows(query, keys=keys)
+    assert by_id
+    around = Window(day - dt.timedelta(days=1), day + dt.timedelta(days=1))
+    fetch(
+        *(desk.warehouse, desk.store, desk.vault, desk.settings, provider, around),
+        user_ids=[user_id],
+    )
+    stage(desk.warehouse, desk.store, provider)
+    assert len(desk.rows(f"select 1 from staging_{name}.{table} where {key} = any(:keys)", keys=keys)) > len(
+        by_id
+    )
+    assert desk.rows(query, keys=keys) == by_id
+
+
+def test_a_record_that_is_gone_before_it_is_asked_for_is_no_trouble(desk: Desk) -> None:
+    oura = get("oura")
+    desk.connect(oura)
+    ((person,),) = desk.rows("select provider_user_id from ops.provider_accounts")
+    notice = {"event_type": "create", "data_type": "sleep", "object_id": "no-such-night", "user_id": person}
+    desk.accept(oura, orjson.dumps(notice))
+    assert desk.work(oura).failed == 0
+    assert events.settle_run(desk.warehouse.engine, "run").processed == 1
 
 
 def test_notices_are_not_staged_and_pushed_data_is(desk: Desk) -> None:

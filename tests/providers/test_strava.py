@@ -497,7 +497,9 @@ def test_events(
         "subscription_id": 120475,
         "event_time": 1516126040,
     }
-    (event,) = strava.events(orjson.dumps(notice))
+    event, *more = strava.events(orjson.dumps(notice))
+    # With an activity that came or changed, its heart rate.
+    assert [each.entity for each in more] == (["heart_rate_stream"] if kind == "changed" else [])
     assert (event.kind, event.entity, event.provider_user_id) == (kind, entity, "134815")
     assert event.event_type == f"{object_type}.{aspect}"
     assert event.record_ids == (("1360128428",) if entity else ())
