@@ -183,11 +183,11 @@ class API(ProviderApi):
             for kind in _KINDS:
                 records = self._documents[handle].of(resource, kind, day, self._now(), True)
                 if records:
-                    calls.append(self._signed(self._envelope(connection, kind, records), secret))
+                    calls.append(self.signed(orjson.dumps(self._envelope(connection, kind, records)), secret))
         return calls
 
-    def _signed(self, said: object, secret: str) -> WebhookCall:
-        body = orjson.dumps(said)
+    def signed(self, body: bytes, secret: str) -> WebhookCall:
+        """A call with this body, signed now."""
         at = str(int(self._now()))
         signature = hmac.new(secret.encode(), f"{at}.".encode() + body, hashlib.sha256).hexdigest()
         trace = hashlib.sha256(body).hexdigest()[:32]
