@@ -23,6 +23,13 @@ concurrency:
     default_limit: 1
     granularity: op
 
+# A webhook's run is not to wait five seconds in the queue.
+run_coordinator:
+  module: dagster
+  class: QueuedRunCoordinator
+  config:
+    dequeue_interval_seconds: 1
+
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180

@@ -1,0 +1,125 @@
+"""Runs that the sensors ask for, and runs whose process was killed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from health_pipeline.definitions import defs
+from health_pipeline.defs.dead_runs import COMMAND_TAG, dead_runs_sensor, end_dead_runs
+from health_pipeline.defs.events import requested_jobs_sensor, webhook_sensor
+from health_pipeline.ingestion import jobs
+from health_pipeline.providers.base import Window
+from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.lock import hold
+
+NOW = dt.datetime.now(dt.UTC)
+TODAY = NOW.date()
+
+
+@pytest.fixture
+def instance() -> dg.DagsterInstance:
+    return dg.DagsterInstance.ephemeral()
+
+
+def started(
+    instance: dg.DagsterInstance, *, tags: dict[str, str] | None = None, job: str = "webhook_events"
+) -> str:
+    run_id = str(uuid.uuid4())
+    instance.create_run_for_job(
+        defs.resolve_job_def(job), run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=tags
+    )
+    return run_id
+
+
+def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def test_a_run_without_its_process_is_ended_and_a_live_one_is_not(
+    instance: dg.DagsterInstance, warehouse: Warehouse
+) -> None:
+    dead, alive = (started(instance, tags={COMMAND_TAG: "true"}) for _ in range(2))
+    with hold(warehouse.engine, f"run:{alive}") as held:
+        assert held
+        assert end_dead_runs(instance, warehouse.engine) == [dead]
+    assert status(instance, dead) == dg.DagsterRunStatus.FAILURE
+    assert status(instance, alive) == dg.DagsterRunStatus.STARTED
+
+
+def test_a_job_of_a_run_that_was_killed_has_failed_and_says_so(
+    instance: dg.DagsterInstance, warehouse: Warehouse
+) -> None:
+    run_id = started(instance, tags={COMMAND_TAG: "true"})
+    job = jobs.create(warehouse.engine, "sync", "oura", None, Window(TODAY, TODAY))
+    jobs.begin(warehouse.engine, job.job_id, run_id)
+    dead_runs_sensor(dg.build_sensor_context(instance=instance))
+    ended = jobs.get(warehouse.engine, job.job_id)
+    assert ended.status == "failed"
+    assert run_id in str(ended.last_error)
+
+
+def event(warehouse: Warehouse, provider: str, received_at: dt.datetime) -> None:
+    with warehouse.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "insert into ops.webhook_events (provider, provider_event_id, event_type, kind, received_at, "
+                "next_try_at) values (:provider, gen_random_uuid()::text, 'sleep.updated', 'changed', :at, :at)"
+            ),
+            {"provider": provider, "at": received_at},
+        )
+
+
+def tick(instance: dg.DagsterInstance) -> object:
+    return webhook_sensor(
+        dg.build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
+    )
+
+
+def test_a_tick_takes_all_due_events_in_a_run_a_day_with_their_providers_alone(
+    instance: dg.DagsterInstance, warehouse: Warehouse
+) -> None:
+    assert isinstance(tick(instance), dg.SkipReason)
+    yesterday = NOW - dt.timedelta(days=1)
+    for provider, at in (("oura", yesterday), ("whoop", NOW), ("oura", NOW), ("oura", NOW)):
+        event(warehouse, provider, at)
+    result = tick(instance)
+    assert isinstance(result, dg.SensorResult)
+    requests = {request.partition_key: request for request in result.run_requests or []}
+    assert list(requests) == [yesterday.date().isoformat(), TODAY.isoformat()]
+    of_today = requests[TODAY.isoformat()]
+    selected = {key.to_user_string() for key in of_today.asset_selection or []}
+    assert {key for key in selected if key.startswith("raw/")} == {"raw/oura", "raw/whoop"}
+    assert {key.split("/")[0] for key in selected if key.startswith("staging")} == {
+        "staging_oura",
+        "staging_whoop",
+    }
+    assert {"health/health_metrics", "health/recovery_scores", "ops/settled"} <= selected
+    assert of_today.run_config == {
+        "ops": {name: {"config": {"plan": "events"}} for name in ("raw__oura", "raw__whoop")}
+    }
+    assert all(request.run_key is None for request in requests.values()), "a retry must not be swallowed"
+    # While a run is under way, events gather.
+    running = started(instance)
+    assert isinstance(tick(instance), dg.SkipReason)
+    instance.report_run_failed(instance.get_run_by_id(running))  # type: ignore[arg-type]
+    assert isinstance(tick(instance), dg.SensorResult)
+
+
+def test_a_requested_job_gets_a_run_once(instance: dg.DagsterInstance, warehouse: Warehouse) -> None:
+    window = Window(TODAY - dt.timedelta(days=2), TODAY)
+    job = jobs.create(warehouse.engine, "sync", "oura", None, window, requested=True)
+    context = dg.build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
+    data = requested_jobs_sensor.evaluate_tick(context)
+    (request,) = data.run_requests or []
+    assert request.job_name == "sync_oura"
+    assert request.run_config == {"ops": {"raw__oura": {"config": {"user_ids": [], "job_id": job.job_id}}}}
+    assert request.tags["dagster/asset_partition_range_start"] == window.start.isoformat()
+    assert jobs.get(warehouse.engine, job.job_id).status == "queued"
+    assert not requested_jobs_sensor.evaluate_tick(context).run_requests
