@@ -12,12 +12,21 @@ import time
 from pathlib import Path
 
 import boto3
+import dagster as dg
 import httpx
 import pytest
 from house import House
+from starlette.testclient import TestClient
 
-from health_pipeline.providers.base import Window
+from health_pipeline.definitions import defs
+from health_pipeline.defs import sources
+from health_pipeline.defs.events import webhook_sensor
+from health_pipeline.ingestion.fetch import ProviderOutageError
+from health_pipeline.providers.base import Provider, Window
 from health_pipeline.providers.registry import get
+from health_pipeline.raw.store import open_store
+from health_pipeline.receiver.app import create_app
+from health_pipeline.receiver.secrets import Secrets
 from health_pipeline.runtime.demo import connect_people
 from health_pipeline.runtime.query import QueryError, run_query
 from health_pipeline.runtime.run_job import run_job
@@ -239,13 +248,81 @@ def test_status_says_what_is_there(loaded: House) -> None:
     assert "oura" in done.stdout
 
 
-def test_one_revoked_account_does_not_stop_the_others(loaded: House) -> None:
+def notify(house: House, handle: str, day: dt.date) -> int:
+    """Oura tells our receiver of a person's day; how many calls it made."""
+    secrets = Secrets(house.settings)
+    app = create_app(house.warehouse.engine, open_store(house.settings.raw_location), secrets.of)
+    calls = house.sandbox.app.state.apis["oura"].webhooks(handle, day, secrets.of(get("oura"))[0])
+    with TestClient(app) as receiver:
+        for call in calls:
+            answer = receiver.post("/webhooks/oura", content=call.body, headers=dict(call.headers))
+            assert answer.status_code == 200, answer.text
+    return len(calls)
+
+
+def run_events(house: House) -> None:
+    """A tick of the sensor, and the runs that it asks for."""
+    repository = defs.get_repository_def()
+    with dg.DagsterInstance.get() as instance:
+        context = dg.build_sensor_context(instance=instance, repository_def=repository)
+        for request in webhook_sensor.evaluate_tick(context).run_requests or []:
+            result = defs.resolve_job_def("webhook_events").execute_in_process(
+                instance=instance,
+                asset_selection=request.asset_selection,
+                run_config=request.run_config,
+                partition_key=request.partition_key,
+                raise_on_error=False,
+            )
+            assert result.success
+
+
+def test_a_webhook_brings_what_changed_and_a_deletion_takes_it_away(loaded: House) -> None:
+    """A night is revised and then deleted at the provider; only its notices tell us."""
+    day = DAYS.end - dt.timedelta(days=6)
+    night = (
+        "select metric_value from health.health_metrics inner join ops.users using (user_id) "
+        "where handle = 'ben' and metric_type = 'sleep_duration' and local_date = :day"
+    )
+    ((before,),) = loaded.rows(night, day=day)
+    for kind in ("edit", "delete"):
+        revision = {"provider": "oura", "handle": "ben", "day": str(day), "kind": kind}
+        httpx.post(f"{loaded.sandbox.url}/__revise", json=revision).raise_for_status()
+        calls = notify(loaded, "ben", day)
+        notify(loaded, "ben", day)  # a vendor that did not hear our answer
+        run_events(loaded)
+        assert loaded.scalar("select count(*) from ops.webhook_events where state = 'processed'") >= calls
+        assert loaded.scalar("select count(*) from ops.webhook_events where state <> 'processed'") == 0
+        after = loaded.rows(night, day=day)
+        if kind == "edit":
+            assert len(after) == 1
+            assert after[0][0] != before
+    assert after == []
+    sessions = (
+        "select count(*) from health.sleep_sessions inner join ops.users using (user_id) "
+        "where handle = 'ben' and local_date = :day"
+    )
+    assert loaded.scalar(sessions, day=day) == 0
+    assert loaded.rows(night.replace("health_metrics", "daily_metrics"), day=day) == []
+
+
+def test_one_revoked_account_and_one_outage_do_not_stop_the_others(
+    loaded: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     httpx.post(
         f"{loaded.sandbox.url}/__revoke", json={"provider": "oura", "handle": "eli"}
     ).raise_for_status()
+    fetch = sources._fetch
+
+    def outage_of_whoop(context: object, config: object, platform: object, provider: Provider) -> object:
+        if provider.name == "whoop":
+            raise ProviderOutageError("WHOOP answers nobody")
+        return fetch(context, config, platform, provider)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sources, "_fetch", outage_of_whoop)
+    monkeypatch.setattr(sources, "_RETRIES", 0)
     outcome = loaded.run("daily_refresh", Window(dt.date(2026, 3, 6), dt.date(2026, 3, 6)))
     assert outcome.success
-    assert "raw/oura: accounts_healthy" in outcome.failed_checks
+    assert {"raw/oura: accounts_healthy", "raw/whoop: provider_answers"} <= set(outcome.failed_checks)
     last = dict(
         loaded.rows(
             "select handle, max(local_date) from health.daily_metrics inner join ops.users using (user_id) "
