@@ -110,11 +110,21 @@ def upload_file(
     return summary
 
 
-#: What is in the warehouse of one raw object. A night's metrics are of the night, and counted with it.
+#: What is in the warehouse of one raw object. A night's metrics are of the night, and counted with it; other
+#: values that a later file says anew have an id, too.
 _ADDED = """
 select metric_type as name, source_device as device, utc_offset_source as zone, count(*) as rows,
     min(recorded_at) as first, max(recorded_at) as last, metric_type <> 'glucose' as is_counted
-from health.health_metrics where raw_object_id = :id and source_record_id is null group by 1, 2, 3
+from health.health_metrics as metrics
+where raw_object_id = :id and (
+    source_record_id is null
+    or not exists (
+        select from health.sleep_sessions as nights
+        where nights.raw_object_id = metrics.raw_object_id and nights.started_at = metrics.recorded_at
+            and nights.ended_at = metrics.ended_at
+    )
+)
+group by 1, 2, 3
 union all
 select 'glucose readings', source_device, utc_offset_source, count(*), min(recorded_at), max(recorded_at), true
 from health.glucose_readings where raw_object_id = :id group by 2, 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from health_pipeline.sandbox import fitbit
+from health_pipeline.sandbox import fitbit, garmin_connect
 from health_pipeline.sandbox.app import create_app
 from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.files import (
@@ -23,8 +23,10 @@ from health_pipeline.sandbox.files import (
     write_libreview,
     write_nightscout,
 )
+from health_pipeline.sandbox.fit import workout_fit
 from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.people import person
+from health_pipeline.sandbox.recorded import recorded
 
 #: A time at which all of it has come to be.
 NOW = dt.datetime(2026, 9, 5, 12, tzinfo=dt.UTC)
@@ -104,6 +106,23 @@ def _apple_health(root: Path) -> None:
         write_apple_health(person("ben"), dt.date(2026, 8, 21), dt.date(2026, 8, 21), file, exported=exported)
 
 
+def _garmin_connect(root: Path) -> None:
+    """Answers about three days, the account's export of them, and a workout as the watch wrote it."""
+    seen = recorded(person("ben"), dt.date(2026, 8, 4), dt.date(2026, 8, 6))
+    answers = {
+        "heart_rate": garmin_connect.heart_rate_of_day(seen, seen.dates[-1]),
+        "sleep": garmin_connect.sleep_of_day(seen, seen.nights[-1]),
+        "steps": garmin_connect.steps_of_days(seen),
+        "activities": garmin_connect.activities(seen),
+        "weight": garmin_connect.weighings(seen),
+    }
+    folder = root / "garmin_connect"
+    for name, answer in answers.items():
+        (folder / f"{name}.json").write_bytes(orjson.dumps(answer))
+    (folder / "account_export.zip").write_bytes(garmin_connect.account_export(seen))
+    (folder / "workout.fit").write_bytes(workout_fit(seen, seen.workouts[-1]))
+
+
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
     folders = (
@@ -111,6 +130,7 @@ def write_samples(root: Path) -> list[Path]:
         "dexcom_clarity",
         "fitabase",
         "fitbit",
+        "garmin_connect",
         "libreview",
         "nightscout",
         "glucose_csv",
@@ -122,6 +142,7 @@ def write_samples(root: Path) -> list[Path]:
     _fitbit(root)
     _fitabase(root)
     _apple_health(root)
+    _garmin_connect(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

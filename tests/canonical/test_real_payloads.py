@@ -1,4 +1,5 @@
-"""Every real payload of the providers' APIs: raw, staged, canonical; each record loaded or refused with a reason.
+"""Every real payload of the providers' APIs, and files: raw, staged, canonical; each record loaded or refused
+with a reason. A file's kind is found by its content; of what is refused at the door, the message is shown.
 
 `pytest -rP tests/canonical/test_real_payloads.py` shows the counts. The payloads are not part of the repository.
 """
@@ -16,7 +17,8 @@ import orjson
 import pytest
 from canonical_lab import Lab
 
-from health_pipeline.providers.registry import get
+from health_pipeline.providers.base import UnreadableFileError
+from health_pipeline.providers.registry import get, recognise
 from health_pipeline.raw.index import Delivery
 from health_pipeline.staging.tables import schema_name
 
@@ -42,7 +44,12 @@ _POLAR = {
     "get_activity_samples_for_given_date": "activity_samples",
 }
 #: Answers that say that there is nothing.
-_EMPTY = {"fitbit-sleep-date-range-empty-sleep-list"}
+_EMPTY = {
+    "fitbit-sleep-date-range-empty-sleep-list",
+    "body_battery_data_list_1",
+    "training_readiness_data_get_1",
+    "weekly_stress_beyond_data_3",
+}
 _GARMIN = {"epoch": "epochs", "stress": "stress_details"}
 _STRAVA = {
     "activity.3": "activity",
@@ -102,6 +109,26 @@ def _payloads() -> Iterator[Payload]:
                 yield Payload(provider, entity, path, (("sleep_id", "1"),) if detail else ())
 
 
+#: Folders of files that people have.
+_FILES = ("garmin_connect",)
+#: Files of no known kind, and what is said of them.
+_UNKNOWN = {"garmin_connect/daily_summary_get_0": "of no known kind"}
+
+
+def _files() -> tuple[list[Payload], dict[str, str]]:
+    """Files by the kind they are recognised as, and what is said of those that are not."""
+    known: list[Payload] = []
+    refused = {}
+    for path in (path for folder in _FILES for path in sorted((DATA / folder).glob("*.json"))):
+        try:
+            provider = recognise(path.read_bytes()[: 64 * 1024])
+        except UnreadableFileError as error:
+            refused[f"{path.parent.name}/{path.stem}"] = str(error)
+        else:
+            known.append(Payload(provider.name, provider.entities[0].name, path))
+    return known, refused
+
+
 @dataclass
 class Applied:
     payloads: list[tuple[int, Payload]]
@@ -114,7 +141,7 @@ def applied(lab_of_module: Lab) -> Applied:
     lab = lab_of_module
     user = lab.user("recorded", "Europe/Berlin")
     payloads: list[tuple[int, Payload]] = []
-    for payload in _payloads():
+    for payload in (*_payloads(), *_files()[0]):
         day = RECEIVED.date()
         (raw_object_id,) = lab.receive(
             Delivery(
@@ -163,6 +190,14 @@ def test_each_record_is_loaded_skipped_or_refused_with_a_reason(applied: Applied
         if (counts[0] == 0) is not (payload.path.stem in _EMPTY) or counts[0] > sum(counts[1:]):
             unaccounted.append((name, counts))
     assert unaccounted == []
+
+
+def test_files_of_no_known_kind_are_refused_with_a_reason() -> None:
+    refused = _files()[1]
+    for name, message in refused.items():
+        print(f"{name:75} {message[:100]}")
+    assert refused.keys() == _UNKNOWN.keys()
+    assert [name for name, words in _UNKNOWN.items() if words not in refused[name]] == []
 
 
 def test_what_is_loaded_is_in_the_canonical_tables(applied: Applied) -> None:

@@ -433,7 +433,7 @@ def small_samples(provider: str) -> list[tuple[str, Any, dict[str, str]]]:
         try:
             body: Any = orjson.dumps(shortened(orjson.loads(content)))
         except orjson.JSONDecodeError:
-            body = content.decode("utf-8-sig").splitlines()[:20]
+            body = content.decode("utf-8-sig", "replace").splitlines()[:20]
         found.append((entity, body, context))
     return found
 

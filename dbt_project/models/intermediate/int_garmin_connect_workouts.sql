@@ -1,0 +1,1 @@
+{{ export_workouts('garmin_connect') }}

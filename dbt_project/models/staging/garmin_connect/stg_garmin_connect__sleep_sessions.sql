@@ -1,0 +1,1 @@
+{{ pending_model('garmin_connect', 'sleep_sessions') }}
