@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from health_pipeline.providers._json import UTC_TIMESTAMP, original_json, quarantine_table
 from health_pipeline.providers._local_time import load_zone, offsets_at
@@ -282,10 +283,9 @@ def seconds_of(value: float | None, name: str, factor: float = 1.0) -> int | Non
     """A length of time that a person's day or two can hold, in whole seconds."""
     if value is None:
         return None
-    seconds = round(value * factor)
-    if not 0 <= seconds <= 14 * 86_400:
+    if not 0 <= value * factor <= 14 * 86_400:
         raise Refused("implausible_duration", name)
-    return seconds
+    return round(value * factor)
 
 
 @dataclass(slots=True)
@@ -448,13 +448,21 @@ def samples(
     values: npt.NDArray[np.float64],
     location: str,
     *,
+    lines: Ints | None = None,
     offset: Any = None,
     offset_source: str = "record",
     ended: Ints | None = None,
-    device: str | None = None,
+    device: Any = None,
 ) -> pa.Table:
-    """Samples as a table. `offset` is of all (minutes), or an array of them, or None."""
+    """Samples as a table. `offset` is of all (minutes), or an array of them, or None; `device` likewise.
+
+    With `lines`, the location of each is the line it has in the file.
+    """
     count = len(us)
+    devices = device if isinstance(device, pa.Array) else pa.repeat(pa.scalar(device, _TEXT), count)
+    places = pa.repeat(pa.scalar(location), count)
+    if lines is not None:
+        places = pc.binary_join_element_wise(places, pa.array(lines, pa.int64()).cast(_TEXT), " line ")
     offsets = pa.nulls(count, _SHORT)
     if offset is not None:
         offsets = pa.array(np.broadcast_to(np.asarray(offset, dtype=np.int16), (count,)))
@@ -467,13 +475,13 @@ def samples(
         if ended is None
         else pa.array(ended, pa.int64()).cast(UTC_TIMESTAMP),
         "local_date": pa.nulls(count, pa.date32()),
-        "device": pa.nulls(count, _TEXT) if device is None else pa.repeat(pa.scalar(device), count),
+        "device": devices,
         "utc_offset_minutes": offsets,
         "utc_offset_source": pa.nulls(count, _TEXT)
         if offset is None
         else pa.repeat(pa.scalar(offset_source), count),
         "record_id": pa.nulls(count, _TEXT),
-        "location": pa.repeat(pa.scalar(location), count),
+        "location": places,
     }
     return pa.table(columns, schema=RECORDS_SCHEMA)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from health_pipeline.sandbox import fitbit, garmin_connect
+from health_pipeline.sandbox import fitbit, fitbit_takeout, garmin_connect
 from health_pipeline.sandbox.app import create_app
 from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.files import (
@@ -123,6 +123,20 @@ def _garmin_connect(root: Path) -> None:
     (folder / "workout.fit").write_bytes(workout_fit(seen, seen.workouts[-1]))
 
 
+def _fitbit_takeout(root: Path) -> None:
+    """Three days of an account, the last of them as CSV, too; and single files of it."""
+    seen = recorded(person("ben"), dt.date(2026, 8, 4), dt.date(2026, 8, 6))
+    folder = root / "fitbit_takeout"
+    (folder / "takeout.zip").write_bytes(fitbit_takeout.archive(seen, seen.dates[-1]))
+    for name, entries in {
+        "heart_rate": fitbit_takeout.heart_rate_of_day(seen, seen.dates[0]),
+        "resting_heart_rate": fitbit_takeout.resting_heart_rate(seen),
+        "sleep": fitbit_takeout.sleeps(seen),
+        "weight": fitbit_takeout.weights(seen),
+    }.items():
+        (folder / f"{name}.json").write_bytes(orjson.dumps(entries))
+
+
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
     folders = (
@@ -130,6 +144,7 @@ def write_samples(root: Path) -> list[Path]:
         "dexcom_clarity",
         "fitabase",
         "fitbit",
+        "fitbit_takeout",
         "garmin_connect",
         "libreview",
         "nightscout",
@@ -143,6 +158,7 @@ def write_samples(root: Path) -> list[Path]:
     _fitabase(root)
     _apple_health(root)
     _garmin_connect(root)
+    _fitbit_takeout(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

@@ -110,7 +110,7 @@ def _payloads() -> Iterator[Payload]:
 
 
 #: Folders of files that people have.
-_FILES = ("garmin_connect",)
+_FILES = ("garmin_connect", "fitbit_takeout", "openmhealth_shimmer/googlefit", "openmhealth_shimmer/ihealth")
 #: Files of no known kind, and what is said of them.
 _UNKNOWN = {"garmin_connect/daily_summary_get_0": "of no known kind"}
 

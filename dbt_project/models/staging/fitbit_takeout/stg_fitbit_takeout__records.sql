@@ -1,0 +1,1 @@
+{{ pending_model('fitbit_takeout', 'records') }}
