@@ -140,6 +140,10 @@ class Skipped(ValueError):  # noqa: N818
         self.reason = reason
 
 
+class Kept(Exception):  # noqa: N818
+    """A record that is loaded with others in one row, which is put by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """An object's values by name, of the types they have to be of; Refused where one is not."""
@@ -327,6 +331,8 @@ class Collector:
         self.records_in += 1
         try:
             found = list(read(record))
+        except Kept:
+            return
         except Skipped as skipped:
             self.skipped[skipped.reason] += 1
         except Refused as refused:
@@ -344,6 +350,10 @@ class Collector:
         """Samples, each a record of its own."""
         self.records_in += table.num_rows
         self._tables.append(table)
+
+    def put(self, table: str, row: Row, location: str) -> None:
+        """A row that several records come to, each of them `Kept`."""
+        self._rows[table].append({**row, "location": location})
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Records that are understood and hold nothing for us."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import health_pipeline.providers
 from health_pipeline.providers._delimited import binary_kind
+from health_pipeline.providers._not_taken import why_not
 from health_pipeline.providers.base import Provider, UnreadableFileError
 
 _NO_PROVIDERS = {"base", "http", "registry"}
@@ -51,7 +52,7 @@ def connectable() -> list[Provider]:
 def recognise(head: bytes) -> Provider:
     """The provider that is surest that a file which starts with these bytes (up to 64 KiB) is its own.
 
-    UnreadableFileError: the file is empty, binary, or of no kind that we know.
+    UnreadableFileError: the file is empty, binary, of a kind that is not taken, or of none that we know.
     """
     if not head.strip():
         raise UnreadableFileError("the file is empty; export it again")
@@ -60,6 +61,8 @@ def recognise(head: bytes) -> Provider:
     best = max(uploads, key=lambda provider: sureness[provider.name], default=None)
     if best is not None and sureness[best.name] > 0:
         return best
+    if words := why_not(head):
+        raise UnreadableFileError(f"the file is {words}")
     known = ", ".join(f"{provider.name} ({provider.title})" for provider in uploads)
     if kind := binary_kind(head):
         raise UnreadableFileError(f"the file is {kind}, which cannot be read; known kinds are {known}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from health_pipeline.sandbox import fitbit, fitbit_takeout, garmin_connect
+from health_pipeline.sandbox import fitbit, fitbit_takeout, garmin_connect, health_auto_export
 from health_pipeline.sandbox.app import create_app
 from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.files import (
@@ -137,6 +137,15 @@ def _fitbit_takeout(root: Path) -> None:
         (folder / f"{name}.json").write_bytes(orjson.dumps(entries))
 
 
+def _health_auto_export(root: Path) -> None:
+    """Two days as they were measured, and summed up by the day."""
+    seen = recorded(person("ben"), dt.date(2026, 8, 5), dt.date(2026, 8, 6))
+    folder = root / "health_auto_export"
+    for name in ("measured", "by_day"):
+        export = health_auto_export.export(seen, by_day=name == "by_day")
+        (folder / f"{name}.json").write_bytes(orjson.dumps(export))
+
+
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
     folders = (
@@ -146,6 +155,7 @@ def write_samples(root: Path) -> list[Path]:
         "fitbit",
         "fitbit_takeout",
         "garmin_connect",
+        "health_auto_export",
         "libreview",
         "nightscout",
         "glucose_csv",
@@ -159,6 +169,7 @@ def write_samples(root: Path) -> list[Path]:
     _apple_health(root)
     _garmin_connect(root)
     _fitbit_takeout(root)
+    _health_auto_export(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

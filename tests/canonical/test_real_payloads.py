@@ -112,7 +112,23 @@ def _payloads() -> Iterator[Payload]:
 #: Folders of files that people have.
 _FILES = ("garmin_connect", "fitbit_takeout", "openmhealth_shimmer/googlefit", "openmhealth_shimmer/ihealth")
 #: Files of no known kind, and what is said of them.
-_UNKNOWN = {"garmin_connect/daily_summary_get_0": "of no known kind"}
+_UNKNOWN = {
+    "garmin_connect/daily_summary_get_0": "of no known kind",
+    **{
+        f"googlefit/googlefit-{name}": "Google Fit's API, which closes"
+        for name in (
+            *("empty", "merge-activity-segments-only-stationary-activity", "merge-calories-expended"),
+            *("merge-height", "merge-speed", "merge-weight"),
+        )
+    },
+    **{
+        f"ihealth/ihealth-{name}": "iHealth's API, which has no route here"
+        for name in (
+            *("activity-empty", "activity", "bp-no-heart-rate", "glucose-empty", "sleep-empty", "spo2-empty"),
+            *("spo2-no-oxygen-saturation", "sport-empty", "weight-empty", "weight"),
+        )
+    },
+}
 
 
 def _files() -> tuple[list[Payload], dict[str, str]]:

@@ -34,6 +34,12 @@ REFUSED: list[tuple[bytes, str | None, str]] = [
     (bytes(range(256)) * 4, None, "cannot be read|no known kind"),
     (b"a,b,c\n1,2,3\n", None, "no known kind; known are .*dexcom_clarity.*name it with the upload"),
     (b'{"steps": [1, 2]}', None, "no known kind"),
+    (
+        b'{"dataSourceId": "derived:com.google.weight:x", "point": []}',
+        None,
+        "Google Fit's .* upload Health Connect",
+    ),
+    (b'{"BPDataList": [], "BPUnit": 0}', None, "iHealth's API, .* upload the export"),
     (b"[]", "nightscout", "."),
     (LOCAL.splitlines()[0] + b"\n", None, "."),
     (LOCAL, "oura", "oura is not a kind of file; its data is fetched over HTTP"),
@@ -96,7 +102,7 @@ def test_every_sample_is_recognised_by_its_content(
     for path in files:
         taken = upload(warehouse, store, ada, path.read_bytes())
         assert taken.provider.name == path.parent.name, path.name
-        assert taken.parsed.records_loaded > 10, path.name
+        assert taken.parsed.records_loaded > 0, path.name
         assert taken.parsed.quarantine.num_rows == 0, path.name
     assert {row.content_type for row in rows(warehouse) if row.provider == "nightscout"} == {
         "application/json"

@@ -1,0 +1,1 @@
+{{ export_metrics('health_auto_export') }}
