@@ -6,6 +6,11 @@ import re
 
 _KINDS = (
     (
+        re.compile(r"com\.samsung\.s?health\.[a-z_.]+"),
+        "an export of Samsung Health, whose format cannot be confirmed: whether its times are UTC or local, open "
+        "readers of it disagree. Let Samsung Health write to Health Connect and upload the export of that",
+    ),
+    (
         re.compile(r'"dataSourceId"\s*:\s*"(?:raw|derived):com\.google\.'),
         "an answer of Google Fit's API, which closes and has no route here; let Google Fit write to Health Connect "
         "and upload Health Connect's export",

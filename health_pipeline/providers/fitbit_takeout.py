@@ -247,7 +247,8 @@ class _Archive:
                 self._collector.skip("other_file")
             else:
                 self._reader.csv(kind, content, member.filename)
-                yield self._collector.parsed()
+                if kind != "stages":
+                    yield self._collector.parsed()
         if any(kind in ("heart_rate", "steps", "exercise") for kind, _ in self._json):
             self._reader.tell_clock(self._some("heart_rate"), self._some("steps"))
         for kind, member in self._json:

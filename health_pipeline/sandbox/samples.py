@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from health_pipeline.sandbox import fitbit, fitbit_takeout, garmin_connect, health_auto_export
+from health_pipeline.sandbox import fitbit, fitbit_takeout, garmin_connect, health_auto_export, health_connect
 from health_pipeline.sandbox.app import create_app
 from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.files import (
@@ -146,6 +146,13 @@ def _health_auto_export(root: Path) -> None:
         (folder / f"{name}.json").write_bytes(orjson.dumps(export))
 
 
+def _health_connect(root: Path) -> None:
+    """A day of somebody with a sensor for glucose."""
+    seen = recorded(person("ada"), dt.date(2026, 8, 20), dt.date(2026, 8, 20))
+    folder = root / "health_connect"
+    (folder / "health_connect.zip").write_bytes(health_connect.export(seen))
+
+
 def write_samples(root: Path) -> list[Path]:
     """Write all samples below `root`; the files written, sorted."""
     folders = (
@@ -156,6 +163,7 @@ def write_samples(root: Path) -> list[Path]:
         "fitbit_takeout",
         "garmin_connect",
         "health_auto_export",
+        "health_connect",
         "libreview",
         "nightscout",
         "glucose_csv",
@@ -170,6 +178,7 @@ def write_samples(root: Path) -> list[Path]:
     _garmin_connect(root)
     _fitbit_takeout(root)
     _health_auto_export(root)
+    _health_connect(root)
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 

@@ -17,8 +17,10 @@ from canonical_lab import Lab
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.raw.index import Delivery
+from health_pipeline.runtime.files import UploadSummary, read_outcome
 from health_pipeline.sandbox.context import Sandbox, Settings
-from health_pipeline.sandbox.people import DEFAULT_SEED, population
+from health_pipeline.sandbox.people import DEFAULT_SEED, person, population
+from health_pipeline.sandbox.recorded import recorded
 from health_pipeline.sandbox.routers import ProviderApi, provider_apis
 from health_pipeline.sandbox.samples import NOW
 
@@ -142,6 +144,68 @@ def test_samples_become_the_rows_that_were_checked_by_eye(canonical: Lab, name: 
     assert golden.exists(), "there is none yet: WRITE_GOLDEN=1 pytest tests/canonical/test_golden.py"
     assert text.getvalue().splitlines() == golden.read_text(encoding="utf-8").splitlines()
     assert "\n" in text.getvalue()
+
+
+#: Files that makers and apps export, whose days those are.
+EXPORTS = {
+    "garmin_connect account_export": ("ben", dt.date(2026, 8, 4), dt.date(2026, 8, 6)),
+    "fitbit_takeout takeout": ("ben", dt.date(2026, 8, 4), dt.date(2026, 8, 6)),
+    "health_auto_export measured": ("ben", dt.date(2026, 8, 5), dt.date(2026, 8, 6)),
+    "health_auto_export by_day": ("ben", dt.date(2026, 8, 5), dt.date(2026, 8, 6)),
+    "health_connect health_connect": ("ada", dt.date(2026, 8, 20), dt.date(2026, 8, 20)),
+}
+
+
+@pytest.mark.parametrize("handle", EXPORTS)
+def test_an_export_comes_to_what_its_person_did(canonical: Lab, handle: str) -> None:
+    """Steps and time asleep of each local day, weights and workouts; two devices' steps are not summed up."""
+    who, start, end = EXPORTS[handle]
+    seen = recorded(person(who), start, end)
+    user_id = canonical.user(handle)
+
+    def daily(metric: str) -> dict[dt.date, float]:
+        found = canonical.rows(
+            "select local_date, metric_value from health.daily_metrics "
+            "where user_id = :user_id and metric_type = :metric",
+            user_id=user_id,
+            metric=metric,
+        )
+        return {row["local_date"]: row["metric_value"] for row in found}
+
+    assert daily("steps") == pytest.approx(seen.steps_by_day())
+    assert daily("sleep_duration") == pytest.approx(seen.asleep_by_day(), abs=30)
+    weights = canonical.rows(
+        "select recorded_at, metric_value from health.health_metrics "
+        "where user_id = :user_id and metric_type = 'weight' order by recorded_at",
+        user_id=user_id,
+    )
+    assert [row["recorded_at"].timestamp() for row in weights] == [each.instant for each in seen.weighings]
+    assert [row["metric_value"] for row in weights] == pytest.approx(
+        [each.weight for each in seen.weighings], abs=0.05
+    )
+    workouts = canonical.rows(
+        "select started_at, activity from health.workouts where user_id = :user_id order by started_at",
+        user_id=user_id,
+    )
+    assert [(row["started_at"].timestamp(), row["activity"]) for row in workouts] == [
+        (done.start, done.activity) for done in seen.workouts
+    ]
+
+
+def test_what_is_said_of_an_upload(canonical: Lab) -> None:
+    (raw,) = canonical.rows(
+        "select raw_object_id from ops.raw_objects join ops.users using (user_id) "
+        "where handle = 'fitbit_takeout takeout'"
+    )
+    summary = UploadSummary("Fitbit in Google Takeout", known=False)
+    read_outcome(canonical.warehouse, all_providers()["fitbit_takeout"], raw["raw_object_id"], summary)
+    seen = recorded(person("ben"), dt.date(2026, 8, 4), dt.date(2026, 8, 6))
+    words = summary.words()
+    assert f"{len(seen.steps)} steps" in words and f"{len(seen.pulse)} heart_rate" in words
+    assert "3 resting_heart_rate" in words and "3 sleep sessions" in words and "2 workouts" in words
+    assert "also_as_csv" in words and "are taken for UTC: 3 of 3 files" in words
+    assert "local time by: " in words and "upload_zone" in words
+    assert (summary.duplicates, summary.refused) == (0, {})
 
 
 def _shown(value: object) -> str:

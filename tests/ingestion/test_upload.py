@@ -39,6 +39,11 @@ REFUSED: list[tuple[bytes, str | None, str]] = [
         None,
         "Google Fit's .* upload Health Connect",
     ),
+    (
+        b"com.samsung.shealth.tracker.heart_rate,7006003,3\nstart_time,time_offset\n",
+        None,
+        "Samsung Health, whose format cannot be confirmed: .* upload the export",
+    ),
     (b'{"BPDataList": [], "BPUnit": 0}', None, "iHealth's API, .* upload the export"),
     (b"[]", "nightscout", "."),
     (LOCAL.splitlines()[0] + b"\n", None, "."),

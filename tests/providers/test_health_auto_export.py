@@ -20,7 +20,7 @@ from health_pipeline.sandbox.recorded import recorded
 RECEIVED_AT = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 #: The days of a flight: clocks of two zones. Days are summed up at home, around a change of the clock.
 ABROAD = recorded(person("ben"), dt.date(2026, 8, 27), dt.date(2026, 8, 31))
-AT_HOME = recorded(person("ben"), dt.date(2026, 3, 27), dt.date(2026, 3, 31))
+AT_HOME = recorded(person("ben"), dt.date(2026, 3, 29), dt.date(2026, 4, 2))
 
 
 def parse(content: Any) -> Parsed:

@@ -1,0 +1,1 @@
+{{ export_metrics('health_connect') }}

@@ -1,0 +1,1 @@
+{{ export_sleep_sessions('health_connect') }}

@@ -1,0 +1,1 @@
+{{ export_workouts('health_connect') }}

@@ -1,0 +1,1 @@
+{{ export_readings('health_connect') }}

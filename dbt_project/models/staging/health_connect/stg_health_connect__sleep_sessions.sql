@@ -1,0 +1,1 @@
+{{ pending_model('health_connect', 'sleep_sessions') }}
