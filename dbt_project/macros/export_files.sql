@@ -63,7 +63,13 @@ select
     nights.ended_at,
     nights.utc_offset_minutes,
     'record' as utc_offset_source,
-    nights.local_date,
+    coalesce(
+        nights.local_date,
+        {{ local_day(
+            'nights.ended_at',
+            'coalesce(nights.end_utc_offset_minutes, ' ~ zone_offset_minutes('nights.ended_at', 'nights.home_time_zone') ~ ', 0)'
+        ) }}
+    ) as local_date,
     'sleep ' || nights.sleep_id as source_record_id,
     null::jsonb as metadata,
     said.source_value is null or not nights.is_main_sleep as is_deleted,

@@ -194,8 +194,8 @@ def test_an_export_comes_to_what_its_person_did(canonical: Lab, handle: str) -> 
 
 def test_what_is_said_of_an_upload(canonical: Lab) -> None:
     (raw,) = canonical.rows(
-        "select raw_object_id from ops.raw_objects join ops.users using (user_id) "
-        "where handle = 'fitbit_takeout takeout'"
+        "select distinct raw_object_id from health.sleep_sessions where user_id = :user_id",
+        user_id=canonical.user("fitbit_takeout takeout"),
     )
     summary = UploadSummary("Fitbit in Google Takeout", known=False)
     read_outcome(canonical.warehouse, all_providers()["fitbit_takeout"], raw["raw_object_id"], summary)
