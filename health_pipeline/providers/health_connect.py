@@ -240,6 +240,24 @@ class _Database:
         while batch := cursor.fetchmany(_BATCH_ROWS):
             yield batch
 
+    def pulses(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Samples of heart rate with what their record says: app and zone offset."""
+        named = [
+            f'parents."{name}"' if self.has("heart_rate_record_table", "row_id", name) else "null"
+            for name in ("app_info_id", "start_zone_offset")
+        ]
+        join = (
+            "left join heart_rate_record_table as parents on parents.row_id = samples.parent_key"
+            if set(named) != {"null"}
+            else ""
+        )
+        cursor = self._connection.execute(
+            "select samples.parent_key, samples.beats_per_minute, samples.epoch_millis, "  # noqa: S608
+            f"{', '.join(named)} from heart_rate_record_series_table as samples {join} order by samples.rowid"
+        )
+        while batch := cursor.fetchmany(_BATCH_ROWS):
+            yield batch
+
     def count(self, table: str) -> int:
         return int(self._connection.execute(f'select count(*) from "{table}"').fetchone()[0])  # noqa: S608
 
@@ -379,28 +397,21 @@ def _placed(table: pa.Table, ids: Sequence[Any], rows: Ints, name: str) -> pa.Ta
 
 
 def _pulse(collector: Collector, database: _Database) -> Iterator[Parsed]:
-    parents: dict[Any, tuple[Any, Any]] = {}
-    if database.has("heart_rate_record_table", "row_id"):
-        for batch in database.rows(
-            "heart_rate_record_table", ("row_id",), ("app_info_id", "start_zone_offset")
-        ):
-            parents.update({row_id: (app, zone) for row_id, app, zone in batch})
     measure = _Measure("heart_rate_record_series_table", "beats_per_minute", "heart_rate", "/min")
-    wanted = ("parent_key", "beats_per_minute", "epoch_millis")
-    for batch in database.rows(measure.table, wanted, ()):
-        keys, values, times = zip(*batch, strict=True)
+    for batch in database.pulses():
+        keys, values, times, apps, zones = zip(*batch, strict=True)
         us, value = _instants(times), _floats(values)
         rows = np.flatnonzero(_refuse(collector, measure, keys, us, value, us))
-        of_row = [parents.get(keys[row], (None, None)) for row in rows.tolist()]
         table = samples(
             "heart_rate",
             "/min",
             us[rows],
             value[rows],
             measure.table,
-            device=pa.array([database.app(app) for app, _ in of_row], pa.string()),
+            device=pa.array([database.app(apps[row]) for row in rows.tolist()], pa.string()),
         )
-        collector.add(_placed(_zoned(table, [zone for _, zone in of_row]), keys, rows, measure.table))
+        table = _zoned(table, [zones[row] for row in rows.tolist()])
+        collector.add(_placed(table, keys, rows, measure.table))
         yield collector.parsed()
 
 

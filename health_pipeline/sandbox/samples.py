@@ -124,8 +124,8 @@ def _garmin_connect(root: Path) -> None:
 
 
 def _fitbit_takeout(root: Path) -> None:
-    """Three days of an account, the last of them as CSV, too; and single files of it."""
-    seen = recorded(person("ben"), dt.date(2026, 8, 4), dt.date(2026, 8, 6))
+    """Two days of an account, the last of them as CSV, too; and single files of it."""
+    seen = recorded(person("ben"), dt.date(2026, 8, 5), dt.date(2026, 8, 6))
     folder = root / "fitbit_takeout"
     (folder / "takeout.zip").write_bytes(fitbit_takeout.archive(seen, seen.dates[-1]))
     for name, entries in {
@@ -138,10 +138,11 @@ def _fitbit_takeout(root: Path) -> None:
 
 
 def _health_auto_export(root: Path) -> None:
-    """Two days as they were measured, and summed up by the day."""
-    seen = recorded(person("ben"), dt.date(2026, 8, 5), dt.date(2026, 8, 6))
+    """A day as it was measured, and two summed up by the day."""
+    last = dt.date(2026, 8, 6)
     folder = root / "health_auto_export"
-    for name in ("measured", "by_day"):
+    for name, first in (("measured", last), ("by_day", last - dt.timedelta(days=1))):
+        seen = recorded(person("ben"), first, last)
         export = health_auto_export.export(seen, by_day=name == "by_day")
         (folder / f"{name}.json").write_bytes(orjson.dumps(export))
 

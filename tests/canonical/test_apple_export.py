@@ -1,4 +1,7 @@
-"""An Apple export against what its person really did: local days, nights, units; and the next month's export."""
+"""An Apple export against what its person really did: local days, nights, units; and the next month's export.
+
+A Health Connect export of somebody else comes with each.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,21 @@ from health_pipeline.connections.users import UserRecord, ensure_user
 from health_pipeline.ingestion.upload import upload
 from health_pipeline.providers import registry
 from health_pipeline.runtime.files import UploadSummary, read_outcome
+from health_pipeline.sandbox import health_connect
 from health_pipeline.sandbox.apple_health import devices_of, true_days, write_apple_health
 from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.people import person
+from health_pipeline.sandbox.recorded import recorded
 
-BEN = person("ben")
+BEN, DANA = person("ben"), person("dana")
 #: A change of the clock in Berlin (29 March), and a journey to New York and back.
 FIRST, LAST, LATER = dt.date(2026, 3, 20), dt.date(2026, 4, 20), dt.date(2026, 4, 27)
+
+#: What Dana's phone exports: four days, and four of which two are the same.
+CONNECTED = (
+    recorded(DANA, dt.date(2026, 4, 17), dt.date(2026, 4, 20)),
+    recorded(DANA, dt.date(2026, 4, 19), dt.date(2026, 4, 22)),
+)
 
 
 def export(folder: Path, last: dt.date) -> Path:
@@ -40,34 +51,54 @@ def ben(lab_of_module: Lab) -> UserRecord:
         return ensure_user(connection, "ben", "Europe/Berlin")
 
 
-def take(lab: Lab, user: UserRecord, path: Path, received: dt.datetime) -> UploadSummary:
-    taken = upload(lab.warehouse, lab.store, user, path, received_at=received)
-    lab.run("apple_health")
-    summary = UploadSummary("Apple Health export", known=not taken.receipt.created)
-    read_outcome(lab.warehouse, registry.get("apple_health"), taken.receipt.raw_object_id, summary)
-    return summary
+def take(lab: Lab, files: dict[str, tuple[UserRecord, Path]], received: dt.datetime) -> list[UploadSummary]:
+    """Files by their kinds, all in one run."""
+    taken = {
+        kind: upload(lab.warehouse, lab.store, user, path, received_at=received)
+        for kind, (user, path) in files.items()
+    }
+    assert {kind: each.provider.name for kind, each in taken.items()} == {kind: kind for kind in files}
+    lab.run(*files)
+    found = []
+    for kind, each in taken.items():
+        summary = UploadSummary(each.provider.title, known=not each.receipt.created)
+        read_outcome(lab.warehouse, registry.get(kind), each.receipt.raw_object_id, summary)
+        found.append(summary)
+    return found
 
 
-def daily(lab: Lab, metric: str) -> dict[dt.date, float]:
+def daily(lab: Lab, metric: str, source: str = "apple_health") -> dict[dt.date, float]:
     return {
         row["local_date"]: row["metric_value"]
         for row in lab.rows(
-            "select local_date, metric_value from health.daily_metrics where metric_type = :metric",
+            "select local_date, metric_value from health.daily_metrics "
+            "where metric_type = :metric and sources_seen = array[:source]",
             metric=metric,
+            source=source,
         )
     }
 
 
 @pytest.fixture(scope="module")
-def summaries(
+def both(
     lab_of_module: Lab, ben: UserRecord, tmp_path_factory: pytest.TempPathFactory
-) -> list[UploadSummary]:
-    """April's export, then May's."""
+) -> list[list[UploadSummary]]:
+    """April's exports, then May's."""
     folder = tmp_path_factory.mktemp("exports")
-    return [
-        take(lab_of_module, ben, export(folder, last), dt.datetime(2026, 5, day, tzinfo=dt.UTC))
-        for day, last in ((2, LAST), (20, LATER))
-    ]
+    with lab_of_module.warehouse.engine.begin() as connection:
+        dana = ensure_user(connection, "dana", "America/Chicago")
+    found = []
+    for day, last, seen in ((2, LAST, CONNECTED[0]), (20, LATER, CONNECTED[1])):
+        path = folder / f"{last} Health Connect.zip"
+        path.write_bytes(health_connect.export(seen))
+        files = {"apple_health": (ben, export(folder, last)), "health_connect": (dana, path)}
+        found.append(take(lab_of_module, files, dt.datetime(2026, 5, day, tzinfo=dt.UTC)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def summaries(both: list[list[UploadSummary]]) -> list[UploadSummary]:
+    return [apple for apple, _ in both]
 
 
 def test_steps_and_nights_are_right_on_every_local_day(
@@ -91,7 +122,8 @@ def test_steps_and_nights_are_right_on_every_local_day(
 def test_units_sources_and_pairs(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
     rows = lab_of_module.rows(
         "select metric_type, count(*) as rows, min(metric_value) as low, max(metric_value) as high, "
-        "array_agg(distinct source_device) as devices from health.health_metrics group by metric_type"
+        "array_agg(distinct source_device) as devices from health.health_metrics "
+        "where source = 'apple_health' group by metric_type"
     )
     found = {row["metric_type"]: row for row in rows}
     assert 80 < found["weight"]["low"] <= found["weight"]["high"] < 90
@@ -99,7 +131,9 @@ def test_units_sources_and_pairs(lab_of_module: Lab, summaries: list[UploadSumma
     assert 36 < found["body_temperature"]["low"] <= found["body_temperature"]["high"] < 39
     assert found["blood_pressure_systolic"]["rows"] == found["weight"]["rows"]
     assert found["steps"]["devices"] == sorted(device.label for device in devices_of(BEN))
-    workout = lab_of_module.rows("select * from health.workouts order by started_at limit 1")[0]
+    workout = lab_of_module.rows(
+        "select * from health.workouts where source = 'apple_health' order by started_at limit 1"
+    )[0]
     done = next(done for day in life_of(BEN).days(FIRST, LATER) for done in day.workouts)
     assert (workout["started_at"].timestamp(), workout["activity"]) == (done.start, done.activity)
     assert workout["duration_seconds"] == done.end - done.start
@@ -116,3 +150,17 @@ def test_the_next_export_adds_only_what_is_new(lab_of_module: Lab, summaries: li
     assert lab_of_module.rows("select * from health.metric_revisions") == []
     assert f"loaded: {first.added['blood_pressure_diastolic']} blood_pressure_diastolic" in first.words()
     assert f"duplicates: {second.duplicates} records were known" in second.words()
+
+
+def test_health_connect_of_two_months_is_one_history(
+    lab_of_module: Lab, both: list[list[UploadSummary]]
+) -> None:
+    first, second = (connect for _, connect in both)
+    assert (first.refused, first.duplicates, second.refused) == ({}, 0, {})
+    # Half of the days were known.
+    assert 0.3 * second.records_in < second.duplicates < 0.7 * second.records_in
+    walked = CONNECTED[0].steps_by_day() | CONNECTED[1].steps_by_day()
+    assert daily(lab_of_module, "steps", "health_connect") == pytest.approx(walked)
+    slept = CONNECTED[0].asleep_by_day() | CONNECTED[1].asleep_by_day()
+    assert daily(lab_of_module, "sleep_duration", "health_connect") == pytest.approx(slept, abs=30)
+    assert "glucose readings" in second.words() and "com.watch.app" in second.words()

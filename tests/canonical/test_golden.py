@@ -149,8 +149,8 @@ def test_samples_become_the_rows_that_were_checked_by_eye(canonical: Lab, name: 
 #: Files that makers and apps export, whose days those are.
 EXPORTS = {
     "garmin_connect account_export": ("ben", dt.date(2026, 8, 4), dt.date(2026, 8, 6)),
-    "fitbit_takeout takeout": ("ben", dt.date(2026, 8, 4), dt.date(2026, 8, 6)),
-    "health_auto_export measured": ("ben", dt.date(2026, 8, 5), dt.date(2026, 8, 6)),
+    "fitbit_takeout takeout": ("ben", dt.date(2026, 8, 5), dt.date(2026, 8, 6)),
+    "health_auto_export measured": ("ben", dt.date(2026, 8, 6), dt.date(2026, 8, 6)),
     "health_auto_export by_day": ("ben", dt.date(2026, 8, 5), dt.date(2026, 8, 6)),
     "health_connect health_connect": ("ada", dt.date(2026, 8, 20), dt.date(2026, 8, 20)),
 }
@@ -199,11 +199,11 @@ def test_what_is_said_of_an_upload(canonical: Lab) -> None:
     )
     summary = UploadSummary("Fitbit in Google Takeout", known=False)
     read_outcome(canonical.warehouse, all_providers()["fitbit_takeout"], raw["raw_object_id"], summary)
-    seen = recorded(person("ben"), dt.date(2026, 8, 4), dt.date(2026, 8, 6))
+    seen = recorded(person("ben"), dt.date(2026, 8, 5), dt.date(2026, 8, 6))
     words = summary.words()
     assert f"{len(seen.steps)} steps" in words and f"{len(seen.pulse)} heart_rate" in words
-    assert "3 resting_heart_rate" in words and "3 sleep sessions" in words and "2 workouts" in words
-    assert "also_as_csv" in words and "are taken for UTC: 3 of 3 files" in words
+    assert "2 resting_heart_rate" in words and "2 sleep sessions" in words and "1 workouts" in words
+    assert "also_as_csv" in words and "are taken for UTC: 2 of 2 files" in words
     assert "local time by: " in words and "upload_zone" in words
     assert (summary.duplicates, summary.refused) == (0, {})
 
