@@ -38,6 +38,8 @@ _ISO = re.compile(
 
 Ints = npt.NDArray[np.int64]
 Row = dict[str, Any]
+#: What a record comes to: rows by table, samples as tables of RECORDS_SCHEMA.
+Found = Iterator[tuple[str, Row] | pa.Table]
 
 #: `value` is as the file says, `unit` UCUM. `record_id` names what a later file says anew (the steps of a day);
 #: samples and what was measured once have none. Without an offset, the person's zone holds.

@@ -11,11 +11,11 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
-import fitdecode
 import numpy as np
 
 from health_pipeline.providers._export_records import (
     Collector,
+    Found,
     Refused,
     are_plausible,
     number,
@@ -23,7 +23,7 @@ from health_pipeline.providers._export_records import (
     plausible,
     samples,
 )
-from health_pipeline.providers._garmin_connect_parse import Found, workout
+from health_pipeline.providers._garmin_connect_parse import workout
 
 #: The first instant of FIT's clock, in epoch seconds.
 _EPOCH = 631_065_600
@@ -40,6 +40,8 @@ def read_fit(collector: Collector, content: bytes, place: str, *, with_sessions:
 
     In an account export the list of activities has the sessions, and says more: then they are skipped.
     """
+    import fitdecode
+
     found = _Contents()
     try:
         with fitdecode.FitReader(

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from health_pipeline.providers._export_csv import Columns, Flags, read_csv
 from health_pipeline.providers._export_records import (
     Collector,
+    Found,
     Ints,
     Refused,
     samples,
     seconds_by_stage,
     seconds_of,
 )
-from health_pipeline.providers._garmin_connect_parse import Found
 from health_pipeline.providers._json import original_json, original_text
 from health_pipeline.providers._local_time import offsets_at
 
@@ -238,7 +238,7 @@ def _sleeps(collector: Collector, table: Columns, place: str, stages: Stages) ->
             yield (
                 "sleep_sessions",
                 {
-                    "sleep_id": f"sleep {said['sleep_id'][:100]}",
+                    "sleep_id": f"started {first // _SECOND}",
                     "started_at": first,
                     "ended_at": last,
                     "utc_offset_minutes": offset,

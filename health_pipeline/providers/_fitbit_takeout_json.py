@@ -21,6 +21,7 @@ from health_pipeline.providers import _fitbit_parse
 from health_pipeline.providers._export_records import (
     Collector,
     Fields,
+    Found,
     Ints,
     Refused,
     Skipped,
@@ -29,7 +30,6 @@ from health_pipeline.providers._export_records import (
     samples,
     seconds_of,
 )
-from health_pipeline.providers._garmin_connect_parse import Found
 from health_pipeline.providers._json import original_json
 from health_pipeline.providers._local_time import localise, offsets_at
 from health_pipeline.providers.base import RawDocument
@@ -279,7 +279,8 @@ def _sleep(row: dict[str, Any]) -> Found:
     yield (
         "sleep_sessions",
         {
-            "sleep_id": f"log {row['log_id']}",
+            # The CSV of the same night has another id.
+            "sleep_id": f"started {round(row['started_at'].timestamp())}",
             "started_at": round(row["started_at"].timestamp() * _SECOND),
             "ended_at": round(row["ended_at"].timestamp() * _SECOND),
             "utc_offset_minutes": row["utc_offset_minutes"],

@@ -7,7 +7,7 @@ and climb are centimetres, its durations milliseconds, and its calories 4.19 to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 from health_pipeline.providers._export_records import (
     Collector,
     Fields,
+    Found,
     Refused,
     Row,
     Skipped,
@@ -27,8 +28,6 @@ from health_pipeline.providers._export_records import (
     samples,
     seconds_of,
 )
-
-Found = Iterator[tuple[str, Row] | pa.Table]
 
 _CALORIES_PER_KCAL = 4.19
 _SLEEP_LEVELS = {0: "deep", 1: "light", 2: "rem", 3: "awake"}

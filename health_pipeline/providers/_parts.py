@@ -1,9 +1,11 @@
-"""A file that is parsed in parts, taken as a whole."""
+"""Files that are parsed in parts: taken as a whole, and without parts that say nothing."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -40,3 +42,19 @@ def whole(parse_stream: StreamFunction, document: RawDocument) -> Parsed:
         skipped=dict(skipped),
         notes=tuple(note for part in parts for note in part.notes),
     )
+
+
+def telling(parts: Iterable[Parsed]) -> Iterator[Parsed]:
+    """The parts with records in them; an empty one where there is none. Notes come with the next part.
+
+    Whoever takes a file looks at its first part, which an empty member of an archive must not be.
+    """
+    notes: tuple[str, ...] = ()
+    told = False
+    for part in parts:
+        notes += part.notes
+        if part.records_in:
+            yield replace(part, notes=notes)
+            notes, told = (), True
+    if notes or not told:
+        yield Parsed({}, QUARANTINE_SCHEMA.empty_table(), records_in=0, records_loaded=0, notes=notes)

@@ -38,7 +38,7 @@ from health_pipeline.providers._fitbit_takeout_json import (
     weight_unit,
 )
 from health_pipeline.providers._json import original_text
-from health_pipeline.providers._parts import whole
+from health_pipeline.providers._parts import telling, whole
 from health_pipeline.providers._zip_stream import is_zip, member_names
 from health_pipeline.providers.base import Parsed, Provider, RawDocument, RawFile, UnreadableFileError
 
@@ -76,7 +76,7 @@ def parse_stream(file: RawFile) -> Iterator[Parsed]:
         collector = Collector(file.entity, file.time_zone)
         if is_zip(head):
             with open_archive(content) as archive:
-                yield from _Archive(collector, archive).parts()
+                yield from telling(_Archive(collector, archive).parts())
         else:
             yield from _single(collector, content)
 

@@ -23,7 +23,7 @@ from health_pipeline.providers._export_records import ENTITIES, Collector
 from health_pipeline.providers._fit import is_fit, read_fit
 from health_pipeline.providers._garmin_connect_parse import read_body
 from health_pipeline.providers._json import original_text
-from health_pipeline.providers._parts import whole
+from health_pipeline.providers._parts import telling, whole
 from health_pipeline.providers._zip_stream import is_zip, member_names
 from health_pipeline.providers.base import Parsed, Provider, RawDocument, RawFile, UnreadableFileError
 
@@ -56,7 +56,7 @@ def parse_stream(file: RawFile) -> Iterator[Parsed]:
         content.seek(0)
         collector = Collector(file.entity, file.time_zone)
         if is_zip(head):
-            yield from _archive(collector, content)
+            yield from telling(_archive(collector, content))
         else:
             _read(collector, content.read(), "$")
             yield collector.parsed()

@@ -16,6 +16,7 @@ from health_pipeline.providers._export_records import (
     ENTITIES,
     Collector,
     Fields,
+    Found,
     Kept,
     Refused,
     Row,
@@ -23,7 +24,6 @@ from health_pipeline.providers._export_records import (
     iso_time,
     seconds_of,
 )
-from health_pipeline.providers._garmin_connect_parse import Found
 from health_pipeline.providers._json import original_text
 from health_pipeline.providers._stage_sessions import Segment, mark_main, session_row, sessions_of
 from health_pipeline.providers.base import Parsed, Provider, RawDocument

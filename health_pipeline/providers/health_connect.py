@@ -25,6 +25,7 @@ from health_pipeline.providers._archive import open_archive, rewindable
 from health_pipeline.providers._export_records import (
     ENTITIES,
     Collector,
+    Found,
     Ints,
     Kept,
     Refused,
@@ -33,8 +34,7 @@ from health_pipeline.providers._export_records import (
     samples,
     seconds_of,
 )
-from health_pipeline.providers._garmin_connect_parse import Found
-from health_pipeline.providers._parts import whole
+from health_pipeline.providers._parts import telling, whole
 from health_pipeline.providers._stage_sessions import Segment, mark_main, session_row
 from health_pipeline.providers._zip_stream import is_zip, member_names
 from health_pipeline.providers.base import Parsed, Provider, RawDocument, RawFile, UnreadableFileError
@@ -154,7 +154,8 @@ def parse_stream(file: RawFile) -> Iterator[Parsed]:
         _unpack(content, path)
         try:
             with closing(_connect(path)) as connection:
-                yield from _parts(Collector(file.entity, file.time_zone), _Database(connection))
+                collector = Collector(file.entity, file.time_zone)
+                yield from telling(_parts(collector, _Database(connection)))
         except sqlite3.DatabaseError:
             raise UnreadableFileError(
                 "the Health Connect database is cut off or damaged; export it again"

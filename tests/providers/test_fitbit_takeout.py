@@ -68,6 +68,9 @@ def test_every_minute_comes_once_of_two_generations_and_at_its_true_instant() ->
         SEEN.asleep_by_day()
     )
     assert len(nights) == len(SEEN.nights)
+    # A later export with CSV of the same nights says them anew.
+    of_json = parse(sandbox.sleeps(SEEN)).tables["sleep_sessions"].to_pylist()
+    assert {row["sleep_id"] for row in of_json} == {row["sleep_id"] for row in nights}
 
 
 def test_the_clock_of_the_series_is_told_by_the_files_and_said() -> None:

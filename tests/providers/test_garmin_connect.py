@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from health_pipeline.providers import garmin_connect
-from health_pipeline.providers.base import Parsed, RawDocument, UnreadableFileError
+from health_pipeline.providers.base import Parsed, RawDocument, RawFile, UnreadableFileError
 from health_pipeline.providers.registry import recognise
 from health_pipeline.sandbox import garmin_connect as sandbox
 from health_pipeline.sandbox.archives import pack
@@ -194,6 +194,18 @@ def test_a_damaged_file_of_an_export_does_not_take_the_others_with_it() -> None:
     assert values(parsed, "steps") == list(SEEN.steps_by_day().values())
     with pytest.raises(UnreadableFileError, match="download it again"):
         parse(whole[: len(whole) // 2])
+
+
+def test_the_first_part_of_an_export_has_records() -> None:
+    """Whoever takes a file judges it by that."""
+    first = "DI_CONNECT/DI-Connect-Wellness/2000_sleepData.json"
+    with zipfile.ZipFile(io.BytesIO(sandbox.account_export(SEEN))) as archive:
+        members = {first: b"[]", **{name: archive.read(name) for name in archive.namelist()}}
+    file = RawFile("records", io.BytesIO(pack(members)), RECEIVED_AT, "Europe/Berlin")
+    parts = list(garmin_connect.parse_stream(file))
+    assert min(part.records_in for part in parts) > 0
+    nothing = RawFile("records", io.BytesIO(pack({first: b"[]"})), RECEIVED_AT, "Europe/Berlin")
+    assert [part.records_in for part in garmin_connect.parse_stream(nothing)] == [0]
 
 
 EXPORT, FIT = sandbox.account_export(SEEN), workout_fit(SEEN, SEEN.workouts[-1])
