@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,11 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows of a file. `line` counts from 1; `broken` rows have another number of cells than the header."""
+    """Rows of a file. `line` counts from 1; lines that are `broken` have another number of cells than the header."""
 
     columns: Mapping[str, pa.Array]
     line: Ints
-    broken: int
+    broken: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.line)
@@ -68,11 +69,10 @@ def read_csv(content: bytes, names: Sequence[str], lines_before: int = 0) -> Col
 
     ValueError: no rows can be made of it.
     """
-    broken = 0
+    broken: list[int] = []
 
-    def skip(_: object) -> str:
-        nonlocal broken
-        broken += 1
+    def skip(row: Any) -> str:
+        broken.append(int(row.number))
         return "skip"
 
     try:
@@ -83,7 +83,11 @@ def read_csv(content: bytes, names: Sequence[str], lines_before: int = 0) -> Col
         table = pc_csv.read_csv(
             io.BytesIO(content),
             read_options=pc_csv.ReadOptions(
-                column_names=list(names), skip_rows=lines_before + 1, block_size=_BLOCK_BYTES
+                column_names=list(names),
+                skip_rows=lines_before + 1,
+                block_size=_BLOCK_BYTES,
+                # Only so do rows know their numbers.
+                use_threads=False,
             ),
             parse_options=pc_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
             convert_options=pc_csv.ConvertOptions(
@@ -94,10 +98,11 @@ def read_csv(content: bytes, names: Sequence[str], lines_before: int = 0) -> Col
         )
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
-            return Columns({}, np.zeros(0, dtype=np.int64), broken)
+            return Columns({}, np.zeros(0, dtype=np.int64), ())
         raise ValueError("not a table") from None
     columns = {
         name: pc.utf8_trim_whitespace(table.column(place).combine_chunks())
         for place, name in enumerate(names)
     }
-    return Columns(columns, np.arange(len(table), dtype=np.int64) + lines_before + 2, broken)
+    lines = np.arange(len(table) + len(broken), dtype=np.int64) + lines_before + 2
+    return Columns(columns, np.setdiff1d(lines, broken)[: len(table)], tuple(broken))

@@ -102,8 +102,8 @@ def read_table(collector: Collector, kind: str, content: bytes, place: str, stag
     except ValueError:
         collector.refuse("malformed_body", place, original_text(content))
         return np.zeros(0, dtype=np.int64)
-    for number in range(table.broken):
-        collector.refuse("wrong_number_of_cells", f"{place}: broken row {number + 1}", "{}")
+    for line in table.broken:
+        collector.refuse("wrong_number_of_cells", f"{place} line {line}", "{}")
     if kind == "stages":
         _stages(collector, table, place, stages)
         return np.zeros(0, dtype=np.int64)

@@ -89,7 +89,11 @@ def parse(document: RawDocument) -> Parsed:
 def sniff(head: bytes) -> float:
     """Sure of the export's folders, of its month-first times in JSON, and of headers that only it has."""
     if is_zip(head):
-        return 0.95 if any(_FOLDER.search(name) for name in member_names(head)) else 0.0
+        names = member_names(head)
+        if any(_FOLDER.search(name) for name in names):
+            return 0.95
+        # Another product's files may come first, or a long page about what is in the archive.
+        return 0.5 if any(name.startswith("Takeout/") for name in names) else 0.0
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     if text.lstrip().startswith("["):
         return 0.9 if _json_kind(text) or _SERIES_MARK.search(text) else 0.0

@@ -101,6 +101,11 @@ def test_steps_alone_tell_the_clock_by_the_nights() -> None:
     assert "nothing in the file tells" in parse(archive, "UTC").notes[0]
 
 
+def test_a_takeout_that_begins_with_something_long_is_recognised() -> None:
+    archive = pack({"Takeout/archive_browser.html": bytes(100_000), **members()})
+    assert recognise(archive[:65536]).name == "fitbit_takeout"
+
+
 def test_local_times_need_a_zone() -> None:
     with pytest.raises(UnreadableFileError, match="--timezone"):
         parse(ARCHIVE, None)
@@ -140,13 +145,13 @@ def test_bad_entries_are_refused_alone_with_their_places() -> None:
     ]
     assert parsed.records_loaded == 4
     table = (
-        b"timestamp,steps,data source\n2026-08-04T10:00:00Z,12,a\nsoon,5,a\n2026-08-04T10:02:00Z,x,a\n1,2\n"
+        b"timestamp,steps,data source\n2026-08-04T10:00:00Z,12,a\n1,2\nsoon,5,a\n2026-08-04T10:02:00Z,x,a\n"
     )
     parsed = parse(table)
     assert sorted((row["reason"], row["location"]) for row in parsed.quarantine.to_pylist()) == [
-        ("unparsable_time", "$ line 3"),
-        ("unparsable_value", "$ line 4"),
-        ("wrong_number_of_cells", "$: broken row 1"),
+        ("unparsable_time", "$ line 4"),
+        ("unparsable_value", "$ line 5"),
+        ("wrong_number_of_cells", "$ line 3"),
     ]
     assert [row["value"] for row in rows(parsed, "steps")] == [12]
 
