@@ -164,7 +164,7 @@ def test_two_devices_of_a_minute_stay_apart() -> None:
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(sorted(members())),
     st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 255)), max_size=12),

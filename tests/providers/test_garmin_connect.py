@@ -211,7 +211,7 @@ def test_the_first_part_of_an_export_has_records() -> None:
 EXPORT, FIT = sandbox.account_export(SEEN), workout_fit(SEEN, SEEN.workouts[-1])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from([EXPORT, FIT]),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8),

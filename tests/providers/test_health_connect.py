@@ -151,7 +151,7 @@ def test_a_file_that_is_cut_off_says_so() -> None:
         parse(database[: len(database) // 2])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.integers(0, 1_000_000), st.integers(0, 255)), min_size=1, max_size=30),
     st.booleans(),
