@@ -156,7 +156,8 @@ def parse_stream(file: RawFile) -> Iterator[Parsed]:
             with closing(_connect(path)) as connection:
                 collector = Collector(file.entity, file.time_zone)
                 yield from telling(_parts(collector, _Database(connection)))
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            # The driver decodes some names by itself.
             raise UnreadableFileError(
                 "the Health Connect database is cut off or damaged; export it again"
             ) from None

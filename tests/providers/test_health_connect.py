@@ -149,6 +149,9 @@ def test_a_file_that_is_cut_off_says_so() -> None:
     database = sandbox.database(SEEN)
     with pytest.raises(UnreadableFileError, match="cut off or damaged; export it again"):
         parse(database[: len(database) // 2])
+    # A name that is no text is a column that this version has not.
+    renamed = parse(database.replace(b"specimen_source", b"specimen\xffsource"))
+    assert "glucose" not in renamed.tables["records"]["metric_type"].to_pylist()
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
