@@ -208,9 +208,9 @@ class PasswordLogin:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who a provider says the tokens belong to."""
+    """Who a provider says the tokens belong to; None where it does not."""
 
-    provider_user_id: str
+    provider_user_id: str | None
     profile: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -25,7 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from health_pipeline.providers.base import Budget, InterpretFunction, Verdict
 
-Params = Mapping[str, str | int | float | bool | None]
+Params = Mapping[str, str | int | float | bool | list[str] | None]
 
 DEFAULT_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 

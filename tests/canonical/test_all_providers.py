@@ -76,6 +76,32 @@ def test_nothing_of_the_sandbox_is_in_quarantine(whole: Pass) -> None:
     assert whole.quarantined == []
 
 
+def test_one_watch_by_two_apis_is_counted_once(whole: Pass, lab_of_module: Lab) -> None:
+    del whole
+    steps = lab_of_module.rows(
+        """
+        select local_date, metric_value,
+            (select max((item ->> 'value')::float) from jsonb_array_elements(contributions) as item
+             where item ->> 'source' in ('polar', 'polar_v4')) as of_watch,
+            (select sum((item ->> 'counted')::float) from jsonb_array_elements(contributions) as item
+             where item ->> 'source' in ('polar', 'polar_v4')) as counted
+        from health.daily_metrics
+        where metric_type = 'steps' and sources_seen @> array['polar', 'polar_v4']
+            and local_date between :start and :end
+        """,
+        start=COMPARED.start,
+        end=COMPARED.end,
+    )
+    assert len({day["local_date"] for day in steps}) >= 3
+    for day in steps:
+        assert day["counted"] <= day["of_watch"] + 1e-6, day
+    nights = lab_of_module.rows(
+        "select array_position(sources_seen, 'polar_v4') < array_position(sources_seen, 'polar') as history_first "
+        "from health.daily_metrics where metric_type = 'sleep_duration' and sources_seen @> array['polar', 'polar_v4']"
+    )
+    assert nights and all(night["history_first"] for night in nights)
+
+
 def test_the_comparison_sees_what_is_wrong_missing_and_too_much(whole: Pass, lab_of_module: Lab) -> None:
     lab = lab_of_module
     day = dt.date(2026, 11, 18)

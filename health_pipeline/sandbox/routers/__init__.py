@@ -40,7 +40,7 @@ class SampleRequest:
     """A request whose answer is kept under data/samples; `context` is what its page's context would say."""
 
     path: str
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | list[str]] = field(default_factory=dict)
     method: str = "GET"
     form: Mapping[str, str] | None = None
     json: Any = None

@@ -7,8 +7,6 @@ import hashlib
 import hmac
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -18,7 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from health_pipeline.sandbox import body
-from health_pipeline.sandbox.activity import SOURCES, Flags, HeartRate, Ints, activity, heart_rate
+from health_pipeline.sandbox.activity import heart_rate
 from health_pipeline.sandbox.context import Sandbox
 from health_pipeline.sandbox.life import Day, Life, life_of
 from health_pipeline.sandbox.night import (
@@ -31,7 +29,6 @@ from health_pipeline.sandbox.night import (
     Night,
     nights,
 )
-from health_pipeline.sandbox.noise import Floats
 from health_pipeline.sandbox.oauth import Grant, OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH
 from health_pipeline.sandbox.routers import (
@@ -42,6 +39,7 @@ from health_pipeline.sandbox.routers import (
     WebhookCall,
     night_values,
 )
+from health_pipeline.sandbox.watch import Watched, calendar_day, pulses_awake
 
 #: Seconds until the phone has sent what the watch recorded.
 SYNC_DELAY = 600
@@ -54,31 +52,7 @@ _DEVICE = "C0FFEE01"
 _STAGES = {AWAKE: 0, REM: 1, LIGHT: 3, DEEP: 4}
 _ZONES = ("SEDENTARY", "LIGHT", "MODERATE")
 _EPOCHS_A_MINUTE = 60 // EPOCH_SECONDS
-_WORKOUT, _SLEEP = SOURCES.index("workout"), SOURCES.index("sleep")
 _SPEED = {"running": 0.29, "walking": 0.36, "cycling": 0.62, "hiking": 0.22}
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """The minutes whose wall clock shows one date, as the watch saw them: `time` in epoch seconds.
-
-    `clock` is what it showed, in seconds since 1970. What was off the wrist counts as nothing.
-    """
-
-    time: Ints
-    clock: Ints
-    worn: Flags
-    steps: Ints
-    kcal: Floats
-    moving: Flags
-
-    @property
-    def total_steps(self) -> int:
-        return int(self.steps.sum())
-
-    @property
-    def end(self) -> int:
-        return int(self.time[-1]) + 60
 
 
 class _ApiError(Exception):
@@ -245,9 +219,9 @@ class API(ProviderApi):
 
     # The days of a person
 
-    def _watched(self, handle: str, day: Day) -> _Watched | None:
+    def _watched(self, handle: str, day: Day) -> Watched | None:
         """The calendar day, once it is over and synced; None where the watch was not worn."""
-        watched = _calendar_day(self._lives[handle], day.date)
+        watched = calendar_day(self._lives[handle], day.date)
         is_over = watched.time.size and watched.end + SYNC_DELAY <= self.sandbox.now().timestamp()
         return watched if is_over and watched.worn.any() else None
 
@@ -612,19 +586,13 @@ class API(ProviderApi):
         rows = [
             {"heart_rate": bpm, "sample_time": local.strftime("%H:%M:%S")}
             for lived in life.days(max(EPOCH, day - _ONE_DAY), day + _ONE_DAY)
-            for time, bpm in _pulses(heart_rate(life, lived))
+            for time, bpm in pulses_awake(heart_rate(life, lived))
             if time <= now and (local := life.timeline.local(time)).date() == day
         ]
         if not rows:
             return Response(status_code=204)
         answer = {"polar_user": self._polar_user(handle), "date": str(day), "heart_rate_samples": rows}
         return self._headers(_json(answer))
-
-
-def _pulses(samples: HeartRate) -> list[tuple[int, int]]:
-    """The samples of neither training nor sleep, which have routes of their own."""
-    keep = (samples.source != _WORKOUT) & (samples.source != _SLEEP)
-    return list(zip(samples.time[keep].tolist(), samples.bpm[keep].tolist(), strict=True))
 
 
 def _clock(start: dt.datetime) -> Callable[[int], str]:
@@ -646,38 +614,19 @@ def _date(text: str | None, default: dt.date | None) -> dt.date:
         raise _ApiError(_json({"error": "not a date"}, 400)) from error
 
 
-@lru_cache(maxsize=512)
-def _calendar_day(life: Life, date: dt.date) -> _Watched:
-    """From midnight to midnight of the wall clock; a person's own days run from 04:00 to 04:00."""
-    parts = []
-    for day in life.days(max(EPOCH, date - 2 * _ONE_DAY), date + _ONE_DAY):
-        lived = activity(life, day)
-        time = day.start + 60 * np.arange(lived.met.size, dtype=np.int64)
-        # The offset changes at full quarters of an hour.
-        quarters, of_minute = np.unique(time // 900, return_inverse=True)
-        offsets = np.array([life.timeline.offset_seconds(900 * int(quarter)) for quarter in quarters])
-        moving = lived.worn & (lived.met >= 1.5) & ~lived.asleep & ~lived.lying
-        kcal = np.where(lived.worn, body.active_kcal(life.person, lived), 0.0)
-        steps = np.where(lived.worn, lived.steps, 0)
-        parts.append((time, time + offsets[of_minute], lived.worn, steps, kcal, moving))
-    time, clock, worn, steps, kcal, moving = (np.concatenate(column) for column in zip(*parts, strict=True))
-    shown = clock // 86_400 == (date - dt.date(1970, 1, 1)).days
-    return _Watched(time[shown], clock[shown], worn[shown], steps[shown], kcal[shown], moving[shown])
-
-
 def _clock_text(seconds: int) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _active_kcal(watched: _Watched) -> int:
+def _active_kcal(watched: Watched) -> int:
     return round(float(watched.kcal.sum()))
 
 
-def _basal_kcal(life: Life, day: Day, watched: _Watched) -> int:
+def _basal_kcal(life: Life, day: Day, watched: Watched) -> int:
     return round(body.basal_kcal(life.person, day.date) * watched.time.size / 1440)
 
 
-def _walked(life: Life, watched: _Watched) -> float:
+def _walked(life: Life, watched: Watched) -> float:
     return round(watched.total_steps * body.step_length(life.person), 2)
 
 

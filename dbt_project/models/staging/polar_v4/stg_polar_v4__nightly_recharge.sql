@@ -1,0 +1,1 @@
+{{ pending_model('polar_v4', 'nightly_recharge') }}
