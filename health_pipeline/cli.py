@@ -332,6 +332,19 @@ def user() -> None:
     """People, by the name that --user takes."""
 
 
+@user.command("set")
+@click.argument("handle")
+@click.option("--sex", type=click.Choice(["female", "male"]), help="For the formula of training load.")
+@click.option("--birth-year", type=int, help="For the highest heart rate by age, where it is not known.")
+@click.option("--max-heart-rate", type=int, help="The highest heart rate ever measured, a minute.")
+def user_set(handle: str, sex: str | None, birth_year: int | None, max_heart_rate: int | None) -> None:
+    """Say of a person what training load needs to be found from their heart rate. The next run uses it."""
+    from health_pipeline.runtime.users import set_profile
+
+    _, warehouse = _open()
+    click.echo(set_profile(warehouse, handle, sex=sex, birth_year=birth_year, max_heart_rate=max_heart_rate))
+
+
 @user.command("merge")
 @click.argument("handle")
 @click.option("--into", required=True, help="Who they are; this user stays.")

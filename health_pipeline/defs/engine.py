@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from health_pipeline.warehouse.connection import Warehouse
 
 DAILY_METRICS = dg.AssetKey(["health", "daily_metrics"])
+HEALTH_METRICS = dg.AssetKey(["health", "health_metrics"])
 WORKOUTS = dg.AssetKey(["health", "workouts"])
 GLUCOSE_READINGS = dg.AssetKey(["health", "glucose_readings"])
 #: The engine's tables follow one queue, so one run at a time.
@@ -116,8 +117,35 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
         f"select {', '.join(training_load.WORKOUT_COLUMNS)} from health.workouts "  # noqa: S608
         f"where user_id = any({users}) and local_date >= {since}",
     )
-    daily = _daily(warehouse, scope.user_ids, training_load.WEAR_METRICS, since)
-    return training_load.training_loads(workouts, daily, (scope.start, scope.end), previous, recent)
+    resting = f"{since} - {training_load.MAX_RESTING_AGE_DAYS}" if everybody_continues else since
+    daily = _daily(warehouse, scope.user_ids, training_load.WEAR_METRICS, resting)
+    profiles = engine_tables.read_frame(
+        warehouse,
+        f"select {', '.join(training_load.PROFILE_COLUMNS)} from ops.users "  # noqa: S608
+        f"where user_id = any({users}) and (max_heart_rate is not null or birth_year is not null)",
+    )
+    heart_rate = engine_tables.read_frame(
+        warehouse,
+        f"""
+        select user_id, minute, source, avg(metric_value) as bpm
+        from (
+            select distinct
+                samples.user_id, samples.source, samples.recorded_at, samples.metric_value,
+                date_trunc('minute', samples.recorded_at) as minute
+            from health.workouts
+            inner join health.health_metrics as samples
+                on samples.user_id = workouts.user_id
+                and samples.metric_type = 'heart_rate'
+                and samples.recorded_at >= workouts.started_at - interval '{training_load.SAMPLE_MINUTES} minutes'
+                and samples.recorded_at < workouts.ended_at
+            where workouts.user_id = any({array_literal(profiles["user_id"])}) and workouts.local_date >= {since}
+        ) as samples
+        group by user_id, minute, source
+        """,  # noqa: S608
+    )
+    return training_load.training_loads(
+        workouts, daily, (scope.start, scope.end), previous, recent, heart_rate, profiles
+    )
 
 
 def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
@@ -272,7 +300,7 @@ def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-
     return dg.MaterializeResult(metadata=_update(platform, engine_tables.BASELINES, _compute_baselines))
 
 
-@_asset(engine_tables.TRAINING_LOADS, deps=[DAILY_METRICS, WORKOUTS])
+@_asset(engine_tables.TRAINING_LOADS, deps=[DAILY_METRICS, HEALTH_METRICS, WORKOUTS])
 def training_loads(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     return dg.MaterializeResult(
         metadata=_update(platform, engine_tables.TRAINING_LOADS, _compute_training_loads)

@@ -49,6 +49,16 @@ _STEP_SERIES = pa.list_(
 
 _DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::[0-5]\d)?")
+_EXERTIONS = {
+    f"RPE_{word}": number
+    for number, word in enumerate(
+        (
+            *("NONE", "EASY", "LIGHT", "FAIRLY_BRISK", "BRISK"),
+            *("MODERATE", "FAIRLY_HARD", "HARD", "EXHAUSTING", "EXTREME"),
+        ),
+        start=1,
+    )
+}
 #: What a hypnogram says from a minute on; 5 was not recognised.
 _STAGES = {0: "awake", 1: "rem", 2: "light", 3: "light", 4: "deep", 5: "asleep"}
 
@@ -63,6 +73,13 @@ def _durations(values: Sequence[Any]) -> pa.Array:
         parts = [float(part or 0) for part in match.groups()] if match else []
         found.append(sum(a * b for a, b in zip(parts, (86_400, 3600, 60, 1), strict=True)) if match else None)
     return pa.array(found, _FLOAT)
+
+
+def _exertions(values: Sequence[Any]) -> pa.Array:
+    """Polar's ten words for how hard it was as 1 to 10; null for one that says nothing."""
+    if {type(value) for value in values} - {str, type(None)}:
+        raise TypeError("not words")
+    return pa.array([_EXERTIONS.get(value) for value in values], _FLOAT)
 
 
 def _local_times(values: Sequence[Any]) -> pa.Array:
@@ -182,6 +199,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
             Column(f"training_load_pro.{name}", _FLOAT, name.replace("-", "_"))
             for name in ("cardio-load", "muscle-load", "perceived-load")
         ),
+        Column("training_load_pro.user-rpe", _FLOAT, "perceived_exertion", convert=_exertions),
     ),
     "sleep": (
         _day(),
@@ -296,7 +314,7 @@ _LEFT_IN_RAW: Mapping[str, tuple[str, ...]] = {
     "exercise": (
         *("polar_user", "has_route", "route", "club_id", "club_name", "heart_rate_zones", "samples"),
         *("fat_percentage", "carbohydrate_percentage", "protein_percentage"),
-        *("training_load_pro.date", "training_load_pro.user-rpe"),
+        "training_load_pro.date",
         *(f"training_load_pro.{name}-load-interpretation" for name in ("cardio", "muscle", "perceived")),
     ),
     "sleep": ("polar_user",),

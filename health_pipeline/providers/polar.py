@@ -278,4 +278,5 @@ PROVIDER = Provider(
         carries="notice", scheme="HMAC-SHA256", events=events, verify=verify, challenge=challenge
     ),
     poll_hours=6,
+    parser_version=2,
 )

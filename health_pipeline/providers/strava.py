@@ -101,6 +101,7 @@ _ACTIVITY = (
     Column("moving_time", _INT, "moving_time_seconds"),
     Column("distance", _FLOAT, "distance_m"),
     Column("total_elevation_gain", _FLOAT, "elevation_gain_m"),
+    Column("perceived_exertion", _FLOAT),
     Column("average_speed", _FLOAT, "average_speed_m_per_s"),
     Column("max_speed", _FLOAT, "max_speed_m_per_s"),
     Column("has_heartrate", _FLAG),
@@ -168,12 +169,7 @@ _LEFT_IN_RAW = (
     ),
     *("elev_high", "elev_low", "display_hide_heartrate_option", "heartrate_opt_out", "embed_token"),
     *("from_accepted_tag", "hide_from_home", "stats_visibility", "similar_activities", "available_zones"),
-    *(
-        "segment_leaderboard_opt_out",
-        "leaderboard_opt_out",
-        "perceived_exertion",
-        "prefer_perceived_exertion",
-    ),
+    *("segment_leaderboard_opt_out", "leaderboard_opt_out", "prefer_perceived_exertion"),
     *("partner_brand_tag", "highlighted_kudosers", "private_note"),
 )
 
@@ -506,4 +502,5 @@ PROVIDER = Provider(
     fetch=fetch,
     fetch_records=fetch_records,
     identify=identify,
+    parser_version=2,
 )

@@ -1,12 +1,15 @@
-"""`health-pipeline user merge`: two users that turn out to be one person."""
+"""People: what they say of themselves (`user set`), and two users that are one person (`user merge`)."""
 
 from __future__ import annotations
+
+import datetime as dt
 
 import sqlalchemy as sa
 
 from health_pipeline.connections.users import require_user
 from health_pipeline.runtime.erasure import delete_derived
 from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.models import User
 
 
 class MergeError(RuntimeError):
@@ -17,6 +20,59 @@ class MergeError(RuntimeError):
 _MOVED = ("connector_consent_ledger", "oauth_states", "identities", "ingestion_jobs")
 #: Those with rows a metric, which make sense together only: what the user who stays has of a metric counts.
 _OF_METRICS = ("goals", "source_priorities")
+#: What one of the two may know of the person.
+_OF_PEOPLE = ("time_zone", "sex", "birth_year", "max_heart_rate")
+
+
+def set_profile(
+    warehouse: Warehouse,
+    handle: str,
+    *,
+    sex: str | None = None,
+    birth_year: int | None = None,
+    max_heart_rate: int | None = None,
+) -> str:
+    """Note what a person says of themselves; what is None stays. Says what is known now.
+
+    Training loads are computed anew with the next run, from the person's first day on. Raises LookupError for an
+    unknown user, ValueError for what nobody can be or where nothing is said.
+    """
+    said = {"sex": sex, "birth_year": birth_year, "max_heart_rate": max_heart_rate}
+    values = {name: value for name, value in said.items() if value is not None}
+    if not values:
+        raise ValueError("say at least one of --sex, --birth-year and --max-heart-rate")
+    if sex not in (None, "female", "male"):
+        raise ValueError(f"{sex!r} has no formula of its own: female or male, or nothing")
+    this_year = dt.datetime.now(dt.UTC).year
+    if birth_year is not None and not this_year - 120 <= birth_year <= this_year:
+        raise ValueError(f"nobody alive was born in {birth_year}")
+    if max_heart_rate is not None and not 100 <= max_heart_rate <= 240:
+        raise ValueError(
+            f"a highest heart rate of {max_heart_rate} is not believable: 100 to 240 a minute are"
+        )
+    with warehouse.engine.begin() as connection:
+        user = require_user(connection, handle)
+        known = connection.execute(
+            sa.update(User)
+            .where(User.user_id == user.user_id)
+            .values(values)
+            .returning(User.sex, User.birth_year, User.max_heart_rate)
+        ).one()
+        if connection.execute(sa.text("select to_regclass('health._changed_daily')")).scalar() is not None:
+            connection.execute(
+                sa.text(
+                    "insert into health._changed_daily (user_id, local_date, metric_type) "
+                    "select user_id, min(local_date), 'profile' from health.workouts where user_id = :user "
+                    "group by user_id"
+                ),
+                {"user": user.user_id},
+            )
+    parts = (
+        known.sex,
+        None if known.birth_year is None else f"born in {known.birth_year}",
+        None if known.max_heart_rate is None else f"highest heart rate {known.max_heart_rate}",
+    )
+    return f"{handle}: {', '.join(filter(None, parts))}"
 
 
 def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
@@ -67,8 +123,11 @@ def merge_users(warehouse: Warehouse, handle: str, into: str) -> str:
             )
         objects = _move_objects(connection, ids)
         delete_derived(connection, source.user_id, None)
-        run("update ops.users set time_zone = coalesce(time_zone, (select time_zone from ops.users "
-            "where user_id = :source)) where user_id = :target")  # fmt: skip
+        known = ", ".join(f"{name} = coalesce(target.{name}, source.{name})" for name in _OF_PEOPLE)
+        run(
+            f"update ops.users as target set {known} from ops.users as source "  # noqa: S608
+            "where source.user_id = :source and target.user_id = :target"
+        )
         run("delete from ops.users where user_id = :source")
         connection.execute(
             sa.text(

@@ -91,10 +91,16 @@ TRAINING_LOADS = EngineTable(
     (
         Column("user_id", "integer", _USER, key=True),
         Column("local_date", "date", "Local day.", key=True),
-        _number("load", "Training load of the day, arbitrary units; null on a day without data."),
+        _number("load", "Training load of the day, in minutes times CR-10; null on a day without data."),
         Column(
-            "load_method", "text", "duration_intensity, none on a rest day, null without data.", null=True
+            "load_method",
+            "text",
+            "banister, edwards, session_rpe, duration_intensity, mixed, none on a rest day, null without data.",
+            null=True,
         ),
+        _number("banister_trimp", "Banister's training impulse, of the sessions with a heart rate."),
+        _number("edwards_trimp", "Edwards' training impulse, of the sessions with a heart rate."),
+        _number("heart_rate_share", "Share of the sessions' minutes in those two; null without a session."),
         Column("intensity_assumed", "boolean", "True where a session's intensity was not known."),
         Column("workout_count", "integer", "Sessions of the day; one recorded by two sources counts once."),
         Column("worn", "boolean", "True where steps or heart rate show that a device was worn."),

@@ -42,15 +42,27 @@ def _now() -> orm.Mapped[dt.datetime]:
 class User(Base):
     """One row a person. `handle` is the name used on the command line, made on first use.
 
-    `time_zone` is the IANA zone of home; null while nobody has said it, never taken for UTC.
+    `time_zone` is the IANA zone of home; null while nobody has said it, never taken for UTC. `sex`, `birth_year` and
+    `max_heart_rate` (a minute) are for training load; null while the person has not said them. `ai_daily_limit` is how
+    often a UTC day a language model may be asked about them: a trigger of `ops.ai_audit_log` refuses more.
     """
 
     __tablename__ = "users"
+    __table_args__ = (
+        sa.CheckConstraint("sex in ('female', 'male')", name="sex"),
+        sa.CheckConstraint("birth_year between 1900 and 2100", name="birth_year"),
+        sa.CheckConstraint("max_heart_rate between 100 and 240", name="max_heart_rate"),
+        sa.CheckConstraint("ai_daily_limit >= 0", name="ai_daily_limit"),
+    )
 
     user_id: orm.Mapped[int] = orm.mapped_column(sa.Integer, sa.Identity(always=True), primary_key=True)
     handle: orm.Mapped[str] = orm.mapped_column(unique=True)
     time_zone: orm.Mapped[str | None]
     created_at: orm.Mapped[dt.datetime] = _now()
+    sex: orm.Mapped[str | None]
+    birth_year: orm.Mapped[int | None] = orm.mapped_column(sa.SmallInteger)
+    max_heart_rate: orm.Mapped[int | None] = orm.mapped_column(sa.SmallInteger)
+    ai_daily_limit: orm.Mapped[int] = orm.mapped_column(sa.SmallInteger, server_default="10")
 
 
 class Subject(Base):
@@ -250,6 +262,54 @@ class Goal(Base):
     target_value: orm.Mapped[float]
     target_date: orm.Mapped[dt.date | None]
     created_at: orm.Mapped[dt.datetime] = _now()
+
+
+class AlertState(Base):
+    """What became of an alert of `health.alerts`, by its key: seen by the person, sent, tried in vain.
+
+    `last_error` is a message without payload or address.
+    """
+
+    __tablename__ = "alert_states"
+
+    user_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(User.user_id, ondelete="CASCADE"), primary_key=True
+    )
+    local_date: orm.Mapped[dt.date] = orm.mapped_column(primary_key=True)
+    kind: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    episode: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    acknowledged_at: orm.Mapped[dt.datetime | None]
+    sent_at: orm.Mapped[dt.datetime | None]
+    attempts: orm.Mapped[int] = orm.mapped_column(server_default="0")
+    next_attempt_at: orm.Mapped[dt.datetime | None]
+    last_error: orm.Mapped[str | None]
+
+
+class AiAuditEntry(Base):
+    """One row a question to a language model: what was asked, what came, and whether its words were taken.
+
+    `decision` is `asked` until there is an answer; then `accepted`, `rejected` (with the reason) or `failed`.
+    """
+
+    __tablename__ = "ai_audit_log"
+    __table_args__ = (
+        sa.CheckConstraint("decision in ('asked', 'accepted', 'rejected', 'failed')", name="decision"),
+        sa.Index(None, "user_id", "recorded_at"),
+    )
+
+    entry_id: orm.Mapped[int] = orm.mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    recorded_at: orm.Mapped[dt.datetime] = _now()
+    local_date: orm.Mapped[dt.date]
+    subject: orm.Mapped[str]
+    model: orm.Mapped[str]
+    prompt: orm.Mapped[str]
+    prompt_sha256: orm.Mapped[str]
+    answer: orm.Mapped[str | None]
+    prompt_tokens: orm.Mapped[int | None]
+    completion_tokens: orm.Mapped[int | None]
+    decision: orm.Mapped[str] = orm.mapped_column(server_default="asked")
+    reason: orm.Mapped[str | None]
 
 
 class SourcePriority(Base):

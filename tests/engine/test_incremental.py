@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from health_pipeline.defs import engine
 from health_pipeline.defs.checks import ranges_hold
+from health_pipeline.runtime.users import set_profile
 from health_pipeline.warehouse import engine_tables
 from health_pipeline.warehouse.connection import Warehouse
 
@@ -20,7 +21,9 @@ create schema if not exists health;
 create table health.daily_metrics (user_id integer, local_date date, metric_type text,
     metric_value double precision, source text, primary key (user_id, metric_type, local_date));
 create table health.workouts (user_id integer, local_date date, started_at timestamptz, ended_at timestamptz,
-    activity text, intensity text, source text);
+    activity text, intensity text, source text, perceived_exertion double precision);
+create table health.health_metrics (user_id integer, metric_type text, source text, recorded_at timestamptz,
+    metric_value double precision);
 create table health.glucose_readings (user_id integer, recorded_at timestamptz, local_date date,
     utc_offset_minutes smallint, source text, source_device text, glucose_mg_dl double precision,
     source_value double precision, source_unit text, censored text, reading_type text);
@@ -59,7 +62,7 @@ def lived(warehouse: Warehouse) -> Warehouse:
     _run(warehouse, _MARTS)
     rng = np.random.default_rng(4)
     users = [row["user_id"] for row in _rows(warehouse, "select user_id from ops.users order by handle")]
-    values, workouts, readings = [], [], []
+    values, workouts, readings, beats = [], [], [], []
     for user in users:
         for offset in range(_DAYS):
             day = _FIRST + dt.timedelta(days=offset)
@@ -69,6 +72,9 @@ def lived(warehouse: Warehouse) -> Warehouse:
                 start = dt.datetime.combine(day, dt.time(17), dt.UTC)
                 end = start + dt.timedelta(minutes=int(rng.integers(20, 90)))
                 workouts.append((user, day, start, end, "running", "hard", "oura"))
+                for minute in range(20):
+                    at, bpm = start + dt.timedelta(minutes=minute), float(rng.integers(120, 170))
+                    beats.append((user, "heart_rate", "oura", at, bpm))
             if offset >= _DAYS - 20:
                 level = 120 + 50 * np.sin(np.arange(96) / 9 + offset) + 10 * rng.normal(size=96)
                 values.append((user, day, "glucose", float(level.mean()), "dexcom"))
@@ -76,7 +82,12 @@ def lived(warehouse: Warehouse) -> Warehouse:
                 for step, glucose in enumerate(level.tolist()):
                     at = midnight + dt.timedelta(minutes=15 * step)
                     readings.append((user, at, day, 0, "dexcom", "", glucose, glucose, "mg/dL", None, "cgm"))
-    for table, rows in (("daily_metrics", values), ("workouts", workouts), ("glucose_readings", readings)):
+    for table, rows in (
+        ("daily_metrics", values),
+        ("workouts", workouts),
+        ("glucose_readings", readings),
+        ("health_metrics", beats),
+    ):
         _insert(warehouse, table, rows)
     _run(
         warehouse,
@@ -116,6 +127,14 @@ def test_a_late_night_is_computed_as_if_it_had_always_been_there(lived: Warehous
     assert sugar["glucose_daily"]["users_computed"] == 1
     # The day itself, and the one after, which is compared with it; an episode may begin the evening before.
     assert sugar["glucose_daily"]["rows_changed"] in (2, 3)
+
+    assert "born in 1990" in set_profile(lived, "ada", sex="female", birth_year=1990)
+    assert _update(lived)["training_loads"]["users_computed"] == 1
+    methods = "select distinct user_id, load_method from health.training_loads where workout_count > 0 order by 1, 2"
+    ways = [tuple(row.values()) for row in _rows(lived, methods)]
+    # Sessions that last longer than twice their samples are judged by their word.
+    assert [way for user, way in ways if user == ada] == ["banister", "duration_intensity"]
+    assert [way for user, way in ways if user != ada] == ["duration_intensity"]
 
     piecemeal = {name: _content(lived, name) for name in _COMPUTE}
     assert len(piecemeal["agp"]) == 2 * 96

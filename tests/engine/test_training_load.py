@@ -34,6 +34,7 @@ def session(
         "ended_at": begin + pd.Timedelta(minutes=minutes),
         "activity": "running",
         "intensity": intensity,
+        "perceived_exertion": np.nan,
         "source": source,
     }
 
@@ -250,3 +251,114 @@ def test_sessions_without_duration_count_for_nothing() -> None:
 
 def test_nothing_in_gives_an_empty_frame() -> None:
     assert training_loads(workouts(), worn(), (day(0), day(3))).empty
+
+
+# From heart rate
+
+
+def pulse(
+    *bpm: float, at: float = 17 * 60.0, every: int = 1, user: int = 1, source: str = "oura"
+) -> pd.DataFrame:
+    first = pd.Timestamp(day(0), tz="UTC") + pd.Timedelta(minutes=at)
+    minutes = [first + pd.Timedelta(minutes=every * place) for place in range(len(bpm))]
+    return pd.DataFrame(
+        {"user_id": user, "minute": pd.to_datetime(minutes), "source": source, "bpm": list(bpm)}
+    )
+
+
+def profile(sex: str | None = "male", birth_year: float = np.nan, highest: float = 190.0) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"user_id": [1], "sex": [sex], "birth_year": [birth_year], "max_heart_rate": [highest]}
+    )
+
+
+def by_heart(frame: pd.DataFrame, beats: pd.DataFrame, who: pd.DataFrame, rest: float = 50.0) -> pd.Series:
+    result = training_loads(frame, worn(-3, value=rest), (day(0), day(0)), heart_rate=beats, profiles=who)
+    return result[result["local_date"] == pd.Timestamp(day(0))].iloc[0]
+
+
+def test_impulses_are_summed_minute_by_minute() -> None:
+    """Half at r = 0.9, half at r = 0.3: by the session's mean, r = 0.6, it would be less."""
+    beats = pulse(*[176.0] * 20, *[92.0] * 20)
+    found = by_heart(workouts(session(0, 40)), beats, profile())
+    expected = 20 * (0.9 * 0.64 * np.exp(1.92 * 0.9) + 0.3 * 0.64 * np.exp(1.92 * 0.3))
+    assert found["banister_trimp"] == pytest.approx(expected)
+    assert expected > 40 * 0.6 * 0.64 * np.exp(1.92 * 0.6)
+    # 176 of 190 is zone 5, 92 is under zone 1.
+    assert found["edwards_trimp"] == pytest.approx(20 * 5)
+    assert (found["load_method"], found["heart_rate_share"]) == ("banister", 1.0)
+    unit = 5 / (0.6 * 0.64 * np.exp(1.92 * 0.6))
+    assert found["load"] == pytest.approx(expected * unit)
+
+
+@pytest.mark.parametrize("sex", ["male", "female"])
+def test_an_hour_at_the_reference_counts_five_a_minute_for_everybody(sex: str) -> None:
+    found = by_heart(workouts(session(0, 60)), pulse(*[134.0] * 60), profile(sex))
+    assert found["load"] == pytest.approx(300.0)
+    edwards = by_heart(workouts(session(0, 60)), pulse(*[140.0] * 60), profile(None))
+    assert (edwards["load_method"], edwards["load"]) == ("edwards", pytest.approx(300.0))
+    assert np.isnan(edwards["banister_trimp"])
+
+
+def test_the_highest_heart_rate_is_by_age_where_nobody_said_it() -> None:
+    frame, beats = workouts(session(0, 30)), pulse(*[150.0] * 30)
+    said = by_heart(frame, beats, profile(highest=208 - 0.7 * 40))
+    assert by_heart(frame, beats, profile(birth_year=1986, highest=np.nan))["load"] == said["load"]
+    unknown = by_heart(frame, beats, profile(highest=np.nan))
+    assert (unknown["load_method"], unknown["load"]) == ("duration_intensity", 150.0)
+    nobody = by_heart(frame, beats, profile().assign(user_id=2))
+    assert nobody["load_method"] == "duration_intensity"
+
+
+def test_sparse_samples_stand_for_five_minutes_and_half_a_session_is_enough() -> None:
+    frame = workouts(session(0, 40))
+    whole = by_heart(frame, pulse(*[134.0] * 8, every=5), profile())
+    assert whole["load"] == pytest.approx(200.0)
+    half = by_heart(frame, pulse(*[134.0] * 4, every=5), profile())
+    assert (half["load_method"], half["load"]) == ("banister", pytest.approx(200.0))
+    less = by_heart(frame, pulse(*[134.0] * 3, every=5), profile())
+    assert (less["load_method"], less["load"]) == ("duration_intensity", 200.0)
+
+
+def test_a_session_listens_to_its_own_source_first() -> None:
+    frame = workouts(session(0, 30, source="strava"))
+    beats = pd.concat([pulse(*[100.0] * 30), pulse(*[134.0] * 20, source="strava")], ignore_index=True)
+    assert by_heart(frame, beats, profile())["load"] == pytest.approx(150.0)
+    few = pd.concat([pulse(*[134.0] * 30), pulse(*[180.0] * 5, source="strava")], ignore_index=True)
+    assert by_heart(frame, few, profile())["load"] == pytest.approx(150.0)
+
+
+def test_own_rating_comes_before_a_word_and_after_the_heart() -> None:
+    rated = session(0, 30, "easy") | {"perceived_exertion": 7.0}
+    found = by_heart(workouts(rated), pulse(), profile())
+    assert (found["load_method"], found["load"], found["intensity_assumed"]) == ("session_rpe", 210.0, False)
+    assert by_heart(workouts(rated), pulse(*[134.0] * 30), profile())["load"] == pytest.approx(150.0)
+    both = workouts(rated, session(0, 20, "easy", at=600))
+    mixed = by_heart(both, pulse(), profile())
+    assert (mixed["load_method"], mixed["load"]) == ("mixed", 270.0)
+    # One session of two records: the longer one takes the other's rating.
+    lent = workouts(session(0, 31, "hard", at=1019, source="strava"), rated)
+    assert by_heart(lent, pulse(), profile())["load"] == 31 * 7.0
+
+
+def test_what_others_did_and_the_order_of_rows_change_nothing() -> None:
+    rng = np.random.default_rng(3)
+    frame = workouts(*(session(i, 45, at=600 + 7 * i) for i in range(6)))
+    beats = pd.concat(
+        [pulse(*rng.uniform(90, 180, 45), at=1440 * i + 600 + 7 * i) for i in range(6)], ignore_index=True
+    )
+    rest = worn(*range(6), value=52.0)
+    alone = training_loads(frame, rest, (day(0), day(5)), heart_rate=beats, profiles=profile())
+    assert set(alone["load_method"]) == {"banister"}
+    other = {"user_id": 2}
+    everybody = training_loads(
+        pd.concat([frame.assign(**other), frame.iloc[::-1]], ignore_index=True),
+        pd.concat([rest, rest.assign(**other)], ignore_index=True),
+        (day(0), day(5)),
+        heart_rate=pd.concat([beats.sample(frac=1, random_state=1), beats.assign(bpm=99.0, **other)]),
+        profiles=pd.concat([profile("female").assign(**other), profile()], ignore_index=True),
+    )
+    exactly_equal(everybody[everybody["user_id"] == 1], alone)
+    harder = beats.assign(bpm=beats["bpm"] + 5)
+    more = training_loads(frame, rest, (day(0), day(5)), heart_rate=harder, profiles=profile())
+    assert (more["load"] > alone["load"]).all()

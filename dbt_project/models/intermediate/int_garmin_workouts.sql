@@ -21,6 +21,7 @@ select
     average_heart_rate_bpm,
     max_heart_rate_bpm,
     elevation_gain_m,
+    null::double precision as perceived_exertion,
     -- A part of a multisport activity is in the whole, which comes with it.
     parent_summary_id is not null as is_deleted,
     raw_object_id,

@@ -18,6 +18,7 @@ select
     average_heart_rate_bpm::double precision as average_heart_rate_bpm,
     null::double precision as max_heart_rate_bpm,
     elevation_gain_mm / 1000 as elevation_gain_m,
+    null::double precision as perceived_exertion,
     false as is_deleted,
     raw_object_id,
     received_at

@@ -26,6 +26,7 @@ select
     average_heart_rate_bpm,
     max_heart_rate_bpm,
     null::double precision as elevation_gain_m,
+    perceived_exertion,
     false as is_deleted,
     raw_object_id,
     received_at

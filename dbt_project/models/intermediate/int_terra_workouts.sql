@@ -15,6 +15,7 @@ select
     average_heart_rate_bpm,
     max_heart_rate_bpm,
     elevation_gain_m,
+    null::double precision as perceived_exertion,
     upload_type is not distinct from 4 as is_deleted,
     raw_object_id,
     received_at

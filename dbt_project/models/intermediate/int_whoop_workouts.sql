@@ -21,6 +21,7 @@ select
     workouts.average_heart_rate_bpm,
     workouts.max_heart_rate_bpm,
     workouts.altitude_gain_m as elevation_gain_m,
+    null::double precision as perceived_exertion,
     false as is_deleted,
     workouts.raw_object_id,
     workouts.received_at

@@ -43,6 +43,7 @@ select
     hr_average_bpm as average_heart_rate_bpm,
     hr_max_bpm as max_heart_rate_bpm,
     null::double precision as elevation_gain_m,
+    null::double precision as perceived_exertion,
     false as is_deleted,
     raw_object_id,
     received_at

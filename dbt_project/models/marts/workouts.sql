@@ -14,7 +14,7 @@
 {%- set measured = [
     'started_at', 'ended_at', 'utc_offset_minutes', 'local_date', 'activity', 'intensity', 'duration_seconds',
     'calories_kcal', 'distance_m', 'average_heart_rate_bpm', 'max_heart_rate_bpm',
-    'elevation_gain_m',
+    'elevation_gain_m', 'perceived_exertion',
 ] %}
 with workouts as not materialized (
     select * from {{ ref('int_workouts_unioned') }}
