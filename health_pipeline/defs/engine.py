@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DAILY_METRICS = dg.AssetKey(["health", "daily_metrics"])
 HEALTH_METRICS = dg.AssetKey(["health", "health_metrics"])
+SLEEP_SESSIONS = dg.AssetKey(["health", "sleep_sessions"])
 WORKOUTS = dg.AssetKey(["health", "workouts"])
 GLUCOSE_READINGS = dg.AssetKey(["health", "glucose_readings"])
 #: The engine's tables follow one queue, so one run at a time.
@@ -161,11 +162,31 @@ def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         )
 
     first = f"date '{scope.start}'"
+    nights = engine_tables.read_frame(
+        warehouse,
+        f"""
+        select distinct on (sleeps.user_id, sleeps.local_date)
+            sleeps.user_id,
+            sleeps.local_date,
+            -- By the clock at getting up, as the day is.
+            mod(
+                extract(epoch from sleeps.started_at + (sleeps.ended_at - sleeps.started_at) / 2) / 60
+                + coalesce(sleeps.end_utc_offset_minutes, sleeps.utc_offset_minutes, 0),
+                1440
+            )::double precision as midpoint_minute
+        from health.sleep_sessions as sleeps
+        inner join health.daily_metrics as daily using (user_id, local_date, source)
+        where sleeps.user_id = any({users}) and sleeps.is_main_sleep and daily.metric_type = 'sleep_duration'
+            and sleeps.local_date >= {first} - {recovery.REGULARITY_NIGHTS}
+        order by sleeps.user_id, sleeps.local_date, sleeps.ended_at - sleeps.started_at desc, sleeps.started_at
+        """,  # noqa: S608
+    )
     return recovery.recovery_scores(
         _daily(warehouse, scope.user_ids, recovery.METRICS, first),
         results(engine_tables.BASELINES, recovery.BASELINE_COLUMNS, first),
         results(engine_tables.TRAINING_LOADS, recovery.LOAD_COLUMNS, f"{first} - 1"),
         (scope.start, scope.end),
+        nights,
     )
 
 
@@ -309,7 +330,12 @@ def training_loads(platform: Platform) -> dg.MaterializeResult:  # type: ignore[
 
 @_asset(
     engine_tables.RECOVERY_SCORES,
-    deps=[DAILY_METRICS, _key(engine_tables.BASELINES), _key(engine_tables.TRAINING_LOADS)],
+    deps=[
+        DAILY_METRICS,
+        SLEEP_SESSIONS,
+        _key(engine_tables.BASELINES),
+        _key(engine_tables.TRAINING_LOADS),
+    ],
 )
 def recovery_scores(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     counts = _update(platform, engine_tables.RECOVERY_SCORES, _compute_recovery)

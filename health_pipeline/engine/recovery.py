@@ -14,12 +14,16 @@ Two methods stand side by side in the result, one row each.
   it, 0 when it is half the chronic load more.
 
 `calibrated`, each component 100 x Phi(0.67 - z), with z robust standard deviations in the bad direction from
-the person's own baseline, held within 4. An ordinary day is then 75, and no step or cliff is anywhere:
+the person's own baseline, held within 4. An ordinary day, z = 0 in all, is then 75, and no step or cliff is
+anywhere (docs/validity.md measures what ordinary days come to):
 
 - stress: the vendor's stress score against its baseline, else ln of heart rate variability, low being bad;
-- sleep: 0.85 of duration and 0.15 of efficiency. Duration counts z = -1 between 7 and 9 hours, one more for
-  each hour short and half a one for each hour over; efficiency counts against its baseline. Without
-  efficiency, duration stands alone. Regularity is not judged yet: it needs bed times, not daily sums;
+- sleep: 0.70 of duration, 0.15 of regularity and 0.15 of efficiency, re-normalised over what is known of the
+  night; never without duration. Duration counts z = 0 between 7 and 9 hours, one for each hour short and half a one
+  for each hour over. Regularity is the distance of the middle of the sleep, by the local clock, from
+  the circular mean of the 28 nights before (7 at the least), in their circular standard deviations, which are held
+  within 30 and 60 minutes: who goes to bed at all hours is not excused by it. Half of a normal distribution is
+  farther away than 0.67, so that much is taken off. Efficiency counts against its baseline;
 - heart rate: resting heart rate against its baseline;
 - load: (acute - chronic) / (0.25 x chronic). When a person trains in the same way all the time and daily
   load varies about as much as its mean, the difference of the averages has a standard deviation of 0.22 of
@@ -79,7 +83,12 @@ METRICS = (
 
 TARGET_SLEEP_HOURS = 8.0
 PLATEAU_HOURS = (7.0, 9.0)
-DURATION_SHARE = 0.85
+#: What the parts of a night weigh.
+SLEEP_SHARES = {"duration": 0.70, "regularity": 0.15, "efficiency": 0.15}
+REGULARITY_NIGHTS = 28
+MIN_REGULARITY_NIGHTS = 7
+REGULARITY_SPREAD_MINUTES = (30.0, 60.0)
+NIGHT_COLUMNS = ("user_id", "local_date", "midpoint_minute")
 MAX_Z = 4.0
 ORDINARY_DAY = 0.67
 #: 90th percentile of the standard normal distribution: half of an 80 % range in standard deviations.
@@ -121,6 +130,9 @@ class _Inputs:
     user_id: IntArray
     day: IntArray
     measured: dict[str, _Measured]
+    #: Deviation of the middle of the sleep in the bad direction, NaN where unknown, and the nights behind it.
+    regularity_z: FloatArray
+    regularity_nights: FloatArray
     #: (acute - chronic) / chronic of the evening before, NaN where there is no load component.
     excess_load: FloatArray
     load_history: FloatArray
@@ -137,13 +149,19 @@ class _Component:
 
 
 def recovery_scores(
-    daily: pd.DataFrame, baselines: pd.DataFrame, loads: pd.DataFrame, days: DayRange
+    daily: pd.DataFrame,
+    baselines: pd.DataFrame,
+    loads: pd.DataFrame,
+    days: DayRange,
+    nights: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Recovery of every user on each of `days`, by both methods. Grain: user_id, local_date, method; sorted
     so (`calibrated` before `seed`).
 
-    `baselines` and `loads` are the results of those functions; `baselines` for `days`, `loads` also for the
-    day before the first of them. A day's value is compared with the baseline of its own source only.
+    `baselines` and `loads` are the results of those functions; `baselines` for `days`, `loads` also for the day before
+    the first of them. `nights` has the middle of each main sleep (user_id, local_date, minute of the local clock),
+    also of the 28 days before; without it regularity is unknown. A day's value is compared with the baseline of its
+    own source only.
 
     There is no row where the components present weigh less than 0.55, or where none of them has a baseline,
     which needs 14 days, on that day.
@@ -153,7 +171,7 @@ def recovery_scores(
     `weight_heart_rate`, `weight_load` (as used, sum 1, absent 0), `present_weight` (before
     re-normalisation), `baseline_days` (days in the shortest baseline behind the score), `explanation`.
     """
-    inputs = _inputs(daily, baselines, loads, day_range(days))
+    inputs = _inputs(daily, baselines, loads, day_range(days), nights)
     stress_words = {
         "seed": _seed_stress_words(inputs),
         "calibrated": _calibrated_stress_words(inputs),
@@ -262,12 +280,54 @@ def _sleep(inputs: _Inputs) -> _Component:
     hours = duration.value / 3600.0
     short = np.maximum(PLATEAU_HOURS[0] - hours, 0.0)
     over = np.maximum(hours - PLATEAU_HOURS[1], 0.0)
-    duration_z = np.clip(-1.0 + short + 0.5 * over, -MAX_Z, MAX_Z)
-    both = ~np.isnan(efficiency.z)
-    z = np.where(both, DURATION_SHARE * duration_z - (1.0 - DURATION_SHARE) * efficiency.z, duration_z)
-    # Marks for duration are the same for everybody, so only efficiency has a baseline to be wrong about.
-    error = np.where(both, (1.0 - DURATION_SHARE) * _standard_error(efficiency.z, efficiency.n), 0.0)
-    return _component(z, error, np.fmin(duration.n, efficiency.n))
+    deviations = {
+        "duration": np.minimum(short + 0.5 * over, MAX_Z),
+        "regularity": inputs.regularity_z,
+        "efficiency": -efficiency.z,
+    }
+    # Marks for duration are the same for everybody: only the others have something usual to be wrong about.
+    errors = {
+        "duration": np.zeros(len(hours)),
+        "regularity": _standard_error(inputs.regularity_z, inputs.regularity_nights),
+        "efficiency": _standard_error(efficiency.z, efficiency.n),
+    }
+    z, variance, total = (np.zeros(len(hours)) for _ in range(3))
+    for part, share in SLEEP_SHARES.items():
+        known = ~np.isnan(deviations[part]) if part != "duration" else np.ones(len(hours), dtype=bool)
+        z += np.where(known, share * deviations[part], 0.0)
+        variance += np.where(known, (share * errors[part]) ** 2, 0.0)
+        total += share * known
+    return _component(z / total, np.sqrt(variance) / total, np.fmin(duration.n, efficiency.n))
+
+
+def _regularity(
+    user_id: IntArray, day: IntArray, nights: pd.DataFrame | None
+) -> tuple[FloatArray, FloatArray]:
+    """How far the middle of each night lies from the usual, in the bad direction, and the nights that say so."""
+    nothing = np.full(len(day), np.nan)
+    if nights is None or not len(nights) or not len(day):
+        return nothing, nothing
+    require_columns(nights, "nights", NIGHT_COLUMNS)
+    whose, when = user_ids(nights, "nights"), day_numbers(nights, "nights")
+    users, start = np.unique(np.concatenate([user_id, whose])), int(min(when.min(), day.min()))
+    width = int(max(when.max(), day.max())) - start + 1
+    angle = np.full((len(users), width), np.nan)
+    angle[np.searchsorted(users, whose), when - start] = floats(nights, "midpoint_minute") * (np.pi / 720.0)
+    sums = [
+        np.cumsum(np.hstack([np.zeros((len(users), 1)), np.nan_to_num(part)]), axis=1)
+        for part in (np.cos(angle), np.sin(angle), (~np.isnan(angle)).astype(float))
+    ]
+    row, at = np.searchsorted(users, user_id), day - start
+    before = np.maximum(at - REGULARITY_NIGHTS, 0)
+    cosine, sine, count = (part[row, at] - part[row, before] for part in sums)
+    length = np.hypot(cosine, sine) / np.maximum(count, 1.0)
+    spread = np.sqrt(-2.0 * np.log(np.clip(length, 1e-9, 1.0))) * (720.0 / np.pi)
+    apart = np.abs((angle[row, at] - np.arctan2(sine, cosine) + np.pi) % (2 * np.pi) - np.pi) * (
+        720.0 / np.pi
+    )
+    z = np.clip(apart / np.clip(spread, *REGULARITY_SPREAD_MINUTES) - ORDINARY_DAY, -MAX_Z, MAX_Z)
+    enough = count >= MIN_REGULARITY_NIGHTS
+    return np.where(enough, z, np.nan), np.where(enough, count, np.nan)
 
 
 def _component(z: FloatArray, error: FloatArray, n: FloatArray) -> _Component:
@@ -291,7 +351,11 @@ def _has_vendor_stress(inputs: _Inputs) -> BoolArray:
 
 
 def _inputs(
-    daily: pd.DataFrame, baselines: pd.DataFrame, loads: pd.DataFrame, days: tuple[int, int]
+    daily: pd.DataFrame,
+    baselines: pd.DataFrame,
+    loads: pd.DataFrame,
+    days: tuple[int, int],
+    nights: pd.DataFrame | None,
 ) -> _Inputs:
     start, end = days
     rows = tidy_daily(daily, METRICS)
@@ -325,6 +389,7 @@ def _inputs(
             name: _measured(rows.metric == code, position, rows.value, found, chosen, len(first))
             for code, name in enumerate(rows.metrics)
         },
+        *_regularity(user_id, day, nights),
         *_load_before(user_id, day, loads),
     )
 

@@ -166,12 +166,12 @@ def _recovery_section() -> Iterator[str]:
         number = int((chosen["method"] == "calibrated").sum())
         yield f"| {words} | {number} | {change['calibrated']:+.1f} | {change['seed']:+.1f} |"
     yield ""
-    daily, workouts = frames
+    daily, workouts, slept = frames
     rng = np.random.default_rng(7)
     lost = daily[["user_id", "local_date"]].drop_duplicates()
     lost = lost[rng.random(len(lost)) < 0.2].assign(lost=True)
     marked = daily.merge(lost, how="left", on=["user_id", "local_date"])
-    fewer = _recovery(marked[marked["lost"].isna()].drop(columns="lost"), workouts)
+    fewer = _recovery(marked[marked["lost"].isna()].drop(columns="lost"), workouts, slept)
     both = whole.merge(fewer, on=["user_id", "local_date", "method"], suffixes=("", "_fewer"))
     moved = (both["recovery_score"] - both["recovery_score_fewer"]).abs().groupby(both["method"]).mean()
     yield (
@@ -182,22 +182,25 @@ def _recovery_section() -> Iterator[str]:
     yield ""
 
 
-def _recovery(daily: pd.DataFrame, workouts: pd.DataFrame) -> pd.DataFrame:
+def _recovery(daily: pd.DataFrame, workouts: pd.DataFrame, slept: pd.DataFrame) -> pd.DataFrame:
     usual = baselines.baselines(daily, _YEAR)
     loads = training_load.training_loads(workouts, daily, _YEAR)
-    return recovery.recovery_scores(daily, usual, loads, _YEAR)
+    return recovery.recovery_scores(daily, usual, loads, _YEAR, slept)
 
 
-def _lives() -> tuple[tuple[pd.DataFrame, pd.DataFrame], pd.DataFrame]:
+def _lives() -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], pd.DataFrame]:
     """What a perfect device would have measured of the sandbox's people, and what befell them."""
-    measured, sessions, befell = [], [], []
+    measured, sessions, slept, befell = [], [], [], []
     for user_id, person in enumerate(population(), start=1):
-        days = life_of(person).days(*_YEAR)
+        life = life_of(person)
+        days = life.days(*_YEAR)
         mean_load = float(np.mean([day.load for day in days]))
         before: Day | None = None
         for day in days:
             local_date = pd.Timestamp(day.date)
             if day.night_worn:
+                middle = (day.bed + day.wake) / 2 + life.timeline.offset_seconds(day.wake)
+                slept.append((user_id, local_date, middle / 60 % 1440))
                 for metric, value in (
                     ("resting_heart_rate", day.resting_heart_rate),
                     ("heart_rate_variability", day.hrv),
@@ -208,7 +211,7 @@ def _lives() -> tuple[tuple[pd.DataFrame, pd.DataFrame], pd.DataFrame]:
             for done in day.workouts:
                 intensity = "hard" if done.met >= 8 else "moderate" if done.met >= 4 else "easy"
                 start, end = pd.Timestamp(done.start, unit="s"), pd.Timestamp(done.end, unit="s")
-                sessions.append((user_id, local_date, start, end, done.activity, intensity, "oura"))
+                sessions.append((user_id, local_date, start, end, done.activity, intensity, np.nan, "oura"))
             kind = "ordinary"
             if day.illness >= 0.5:
                 kind = "ill"
@@ -222,12 +225,17 @@ def _lives() -> tuple[tuple[pd.DataFrame, pd.DataFrame], pd.DataFrame]:
             before = day
     daily = pd.DataFrame(measured, columns=["user_id", "local_date", "metric_type", "value", "source"])
     workouts = pd.DataFrame(sessions, columns=list(training_load.WORKOUT_COLUMNS))
+    nights = pd.DataFrame(slept, columns=list(recovery.NIGHT_COLUMNS))
     truth = pd.DataFrame(befell, columns=["user_id", "local_date", "kind"])
     # The date line gives a date two nights; the later one stands.
     keys = ["user_id", "local_date", "metric_type"]
-    return (daily.drop_duplicates(keys, keep="last"), workouts), truth.drop_duplicates(
-        ["user_id", "local_date"], keep=False
+    days_of = ["user_id", "local_date"]
+    frames = (
+        daily.drop_duplicates(keys, keep="last"),
+        workouts,
+        nights.drop_duplicates(days_of, keep="last"),
     )
+    return frames, truth.drop_duplicates(days_of, keep=False)
 
 
 def _alert_section() -> Iterator[str]:

@@ -22,6 +22,8 @@ create table health.daily_metrics (user_id integer, local_date date, metric_type
     metric_value double precision, source text, primary key (user_id, metric_type, local_date));
 create table health.workouts (user_id integer, local_date date, started_at timestamptz, ended_at timestamptz,
     activity text, intensity text, source text, perceived_exertion double precision);
+create table health.sleep_sessions (user_id integer, local_date date, source text, is_main_sleep boolean,
+    started_at timestamptz, ended_at timestamptz, utc_offset_minutes smallint, end_utc_offset_minutes smallint);
 create table health.health_metrics (user_id integer, metric_type text, source text, recorded_at timestamptz,
     metric_value double precision);
 create table health.glucose_readings (user_id integer, recorded_at timestamptz, local_date date,
@@ -62,12 +64,14 @@ def lived(warehouse: Warehouse) -> Warehouse:
     _run(warehouse, _MARTS)
     rng = np.random.default_rng(4)
     users = [row["user_id"] for row in _rows(warehouse, "select user_id from ops.users order by handle")]
-    values, workouts, readings, beats = [], [], [], []
+    values, workouts, readings, beats, sleeps = [], [], [], [], []
     for user in users:
         for offset in range(_DAYS):
             day = _FIRST + dt.timedelta(days=offset)
             for metric, (level, spread) in _METRICS.items():
                 values.append((user, day, metric, level + spread * rng.normal(), "oura"))
+            up = dt.datetime.combine(day, dt.time(7), dt.UTC) + dt.timedelta(minutes=int(rng.integers(0, 90)))
+            sleeps.append((user, day, "oura", True, up - dt.timedelta(hours=8), up, 0, 60))
             if offset % 3 == 0:
                 start = dt.datetime.combine(day, dt.time(17), dt.UTC)
                 end = start + dt.timedelta(minutes=int(rng.integers(20, 90)))
@@ -87,6 +91,7 @@ def lived(warehouse: Warehouse) -> Warehouse:
         ("workouts", workouts),
         ("glucose_readings", readings),
         ("health_metrics", beats),
+        ("sleep_sessions", sleeps),
     ):
         _insert(warehouse, table, rows)
     _run(

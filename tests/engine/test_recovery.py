@@ -82,24 +82,25 @@ def test_an_ordinary_day_is_75_in_each_calibrated_component() -> None:
     row = score(ORDINARY).loc["calibrated"]
     assert row["stress_component"] == row["heart_rate_component"] == row["load_component"]
     assert row["load_component"] == pytest.approx(marks(0)) == pytest.approx(74.857, abs=0.001)
-    assert row["sleep_component"] == pytest.approx(marks(-1))
-    assert row["recovery_score"] == pytest.approx(0.7 * marks(0) + 0.3 * marks(-1))
+    assert row["sleep_component"] == pytest.approx(marks(0))
+    assert row["recovery_score"] == pytest.approx(marks(0))
     assert (row["present_weight"], row["baseline_days"]) == (1.0, 40)
 
 
 def test_calibrated_by_hand() -> None:
     values = {
         "stress_score": 39.0,  # z 1.5
-        "sleep_duration": 6 * HOUR,  # an hour short: z 0
+        "sleep_duration": 6 * HOUR,  # an hour short: z 1
         "sleep_efficiency": 84.0,  # z 1 in the bad direction
         "resting_heart_rate": 47.0,  # z -1.5
     }
     row = score(values, {**LOADS, "acute_load": 300.0}).loc["calibrated"]  # (300 - 200) / 50: z 2
     assert row["stress_component"] == pytest.approx(marks(1.5))
-    assert row["sleep_component"] == pytest.approx(marks(0.85 * 0 + 0.15 * 1))
+    # Without regularity 0.70 of duration and 0.15 of efficiency stand alone, both of z 1.
+    assert row["sleep_component"] == pytest.approx(marks(1))
     assert row["heart_rate_component"] == pytest.approx(marks(-1.5))
     assert row["load_component"] == pytest.approx(marks(2))
-    expected = 0.25 * marks(1.5) + 0.30 * marks(0.15) + 0.20 * marks(-1.5) + 0.25 * marks(2)
+    expected = 0.25 * marks(1.5) + 0.30 * marks(1) + 0.20 * marks(-1.5) + 0.25 * marks(2)
     assert row["recovery_score"] == pytest.approx(expected)
 
 
@@ -122,7 +123,7 @@ def test_seed_heart_rate_is_bounded(bpm: float, expected: float) -> None:
 def test_twelve_hours_of_sleep_are_full_in_seed_and_too_long_in_calibrated() -> None:
     rows = score({**ORDINARY, "sleep_duration": 12 * HOUR})
     assert rows.loc["seed", "sleep_component"] == 100
-    assert rows.loc["calibrated", "sleep_component"] == pytest.approx(marks(0.5))
+    assert rows.loc["calibrated", "sleep_component"] == pytest.approx(marks(1.5))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_errors_of_stress_and_heart_rate_add_up() -> None:
             {"stress_score": 33.0, "sleep_duration": 7 * HOUR + 2400, "resting_heart_rate": 48.0},
             {**LOADS, "acute_load": 260.0},
             "calibrated",
-            "69: slept 7 h 40 min; resting heart rate 2 bpm under your usual 50; "
+            "63: slept 7 h 40 min; resting heart rate 2 bpm under your usual 50; "
             "stress 3 above your usual 30; training load above your usual.",
         ),
         (
@@ -269,7 +270,7 @@ def test_errors_of_stress_and_heart_rate_add_up() -> None:
             {"sleep_duration": 8 * HOUR, "heart_rate_variability": 44.0},
             LOADS,
             "calibrated",
-            "75: slept 8 h 0 min; heart rate variability 12 % under your usual 50 ms; "
+            "67: slept 8 h 0 min; heart rate variability 12 % under your usual 50 ms; "
             "training load near your usual (not known: resting heart rate).",
         ),
     ],
@@ -337,7 +338,16 @@ def test_more_load_than_usual_never_raises_the_score(one: float, other: float) -
 
 
 def no_workouts() -> pd.DataFrame:
-    columns = ["user_id", "local_date", "started_at", "ended_at", "activity", "intensity", "source"]
+    columns = [
+        "user_id",
+        "local_date",
+        "started_at",
+        "ended_at",
+        "activity",
+        "intensity",
+        "source",
+        "perceived_exertion",
+    ]
     return pd.DataFrame({column: [] for column in columns}).astype(
         {
             "local_date": "datetime64[us]",
@@ -378,6 +388,7 @@ def random_world(seed: int, n_days: int = 60) -> tuple[pd.DataFrame, pd.DataFram
                     "ended_at": begin + length,
                     "activity": "running",
                     "intensity": "hard",
+                    "perceived_exertion": None,
                     "source": "oura",
                 }
             )
@@ -418,3 +429,60 @@ def test_a_baseline_given_twice_is_refused() -> None:
     base = baselines(daily, span)
     with pytest.raises(ValueError, match="baselines has 3 rows with the user_id, day, metric, source"):
         recovery_scores(daily, pd.concat([base, base.head(3)]), training_loads(sessions, daily, span), span)
+
+
+def nights(*minutes: float | None, user: int = 1) -> pd.DataFrame:
+    """The middles of sleeps of the days up to today, the last of them today's."""
+    first = TODAY - dt.timedelta(days=len(minutes) - 1)
+    known = [(first + dt.timedelta(days=place), at) for place, at in enumerate(minutes) if at is not None]
+    return pd.DataFrame(
+        {
+            "user_id": user,
+            "local_date": pd.to_datetime([day for day, _ in known]),
+            "midpoint_minute": [at for _, at in known],
+        }
+    )
+
+
+def slept(*frames: pd.DataFrame) -> float:
+    """The sleep component of a night of eight hours; NaN regularity leaves it at an ordinary one's."""
+    daily = pd.DataFrame(
+        {
+            "user_id": 1,
+            "local_date": pd.Timestamp(TODAY),
+            "metric_type": ["sleep_duration", "resting_heart_rate", "stress_score"],
+            "value": [8 * HOUR, 50.0, 30.0],
+            "source": "oura",
+        }
+    )
+    days = pd.date_range(START, TODAY - dt.timedelta(days=1), unit="us")
+    past = pd.concat(
+        [daily.assign(local_date=day, value=daily["value"] + number % 3) for number, day in enumerate(days)]
+    )
+    whole = pd.concat([past, daily], ignore_index=True)
+    base = baselines(whole, (TODAY, TODAY))
+    loads = pd.DataFrame([{"user_id": 1, "local_date": pd.Timestamp(TODAY), **LOADS}]).head(0)
+    found = recovery_scores(daily, base, loads, (TODAY, TODAY), pd.concat(frames) if frames else None)
+    return float(found.set_index("method").loc["calibrated", "sleep_component"])
+
+
+def test_a_night_at_an_unusual_hour_counts_less_across_midnight_too() -> None:
+    around = [1430.0, 10.0] * 10  # ten minutes either side of midnight: held at a spread of 30
+    assert slept() == pytest.approx(marks(0))
+    assert slept(nights(*around, 0.0)) == pytest.approx(marks(-0.67 * 0.15 / 0.85))
+    assert slept(nights(*around, 90.0)) == pytest.approx(marks((3 - 0.67) * 0.15 / 0.85))
+    assert slept(nights(*around, 1350.0)) == pytest.approx(marks((3 - 0.67) * 0.15 / 0.85))
+    assert slept(nights(*around, 720.0)) == pytest.approx(marks(4 * 0.15 / 0.85))
+
+
+def test_regularity_needs_a_week_of_nights_and_looks_at_four() -> None:
+    assert slept(nights(*[0.0] * 6, 300.0)) == pytest.approx(marks(0))
+    assert slept(nights(*[0.0] * 7, 300.0)) < marks(0)
+    # Nights of more than four weeks ago, at other hours, are forgotten; so is another person's.
+    assert slept(nights(*[600.0] * 20, *[0.0] * 28, 0.0)) == slept(nights(*[0.0] * 28, 0.0))
+    assert slept(nights(*[0.0] * 28, 0.0), nights(*[300.0] * 29, user=2)) == slept(nights(*[0.0] * 28, 0.0))
+
+
+def test_who_goes_to_bed_at_all_hours_is_not_excused_by_it() -> None:
+    wild = [0.0, 240.0] * 14  # a spread of two hours is held at one
+    assert slept(nights(*wild, 240.0)) == pytest.approx(marks((2 - 0.67) * 0.15 / 0.85), abs=0.5)
