@@ -468,6 +468,47 @@ def status() -> None:
 
 
 @main.group()
+def alerts() -> None:
+    """What people should know soon."""
+
+
+@alerts.command("list")
+@click.option("--user", "handle", help="Of this user alone.")
+@click.option("--all", "everything", is_flag=True, help="Acknowledged ones, and those of new sensors, too.")
+def alerts_list(handle: str | None, everything: bool) -> None:
+    """Show the newest alerts that nobody has acknowledged."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from health_pipeline.runtime.alerts import list_alerts
+
+    _, warehouse = _open()
+    shown = Table("user", "day", "alert", "severity", "state", "in words")
+    found = list_alerts(warehouse, handle, everything=everything)
+    for alert in found:
+        shown.add_row(
+            *(alert.handle, str(alert.local_date), alert.kind, alert.severity, alert.state, alert.sentence)
+        )
+    if found:
+        Console(width=None if sys.stdout.isatty() else 180).print(shown)
+    else:
+        click.echo("no open alerts")
+
+
+@alerts.command("ack")
+@click.option("--user", "handle", required=True, help="Whose alerts.")
+@click.option("--kind", help="Of this kind alone.")
+@click.option("--day", type=_DAY, help="Of this local day alone, YYYY-MM-DD.")
+def alerts_ack(handle: str, kind: str | None, day: dt.datetime | None) -> None:
+    """Note that a user's alerts were seen; they are neither shown nor sent any more."""
+    from health_pipeline.runtime.alerts import acknowledge
+
+    _, warehouse = _open()
+    number = acknowledge(warehouse, handle, kind, None if day is None else day.date())
+    click.echo(f"{number} alerts acknowledged")
+
+
+@main.group()
 def goal() -> None:
     """What a person wants to reach."""
 

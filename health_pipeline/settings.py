@@ -53,6 +53,13 @@ class Settings(BaseSettings):
         default=None,
         description="The receiver's public address, e.g. https://hooks.example.org, as providers call it.",
     )
+    alert_webhook_url: SecretStr | None = Field(
+        default=None, description="Where alerts are sent, https. Unset: nowhere."
+    )
+    alert_webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What they are signed with by Standard Webhooks: whsec_ and 24 to 64 bytes in base64.",
+    )
     sandbox_url: str | None = Field(
         default=None,
         description="Base URL of the provider sandbox that stands in for unconfigured providers.",

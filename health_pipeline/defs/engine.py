@@ -24,7 +24,7 @@ GLUCOSE_READINGS = dg.AssetKey(["health", "glucose_readings"])
 #: The engine's tables follow one queue, so one run at a time.
 POOL = "engine"
 #: Days before the first changed one that alerts look at.
-_ALERT_CONTEXT_DAYS = 14
+_ALERT_CONTEXT_DAYS = 21
 
 Compute = Callable[["Warehouse", Scope], "pd.DataFrame"]
 
@@ -288,7 +288,7 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     )
     found = alerts.alerts(
         _readings(warehouse, scope.user_ids, f"readings.local_date >= {since}"),
-        _daily(warehouse, scope.user_ids, alerts.OFF_BASELINE, since),
+        _daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
         baselines,
     )
     return found[(found["local_date"] >= str(first)) | (found["ended_at"] >= str(first))]
@@ -368,7 +368,11 @@ def agp(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
 
 @_asset(engine_tables.ALERTS, deps=[DAILY_METRICS, GLUCOSE_READINGS, _key(engine_tables.BASELINES)])
 def alerts(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    return dg.MaterializeResult(metadata=_update(platform, engine_tables.ALERTS, _compute_alerts))
+    from health_pipeline.outgoing.alerts import send_alerts
+
+    counts = _update(platform, engine_tables.ALERTS, _compute_alerts)
+    sending = send_alerts(platform.warehouse(), platform.settings)
+    return dg.MaterializeResult(metadata={**counts, "sent": sending.sent, "not_sent": sending.failed})
 
 
 @_asset(engine_tables.CORRELATIONS, deps=[DAILY_METRICS])

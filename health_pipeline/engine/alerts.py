@@ -1,5 +1,5 @@
 """What a person should be told of soon: glucose that moves fast, is very low or stays high; a heart or a temperature
-off its own baseline. Once an episode.
+off its own baseline; a measurement that has stopped. Once an episode.
 
 **Rapid change.** The slope is that of least squares over the readings of the last 15 minutes, three at the
 least: the difference of two readings 5 minutes apart is 1 to 2 mg/dL a minute by sensor noise alone. An
@@ -15,6 +15,9 @@ hours over 250 mg/dL (13.9 mmol/L), told of when they are over.
 
 **Off baseline**: a day's resting heart rate or body temperature 3 or more of the person's own robust standard
 deviations over its baseline, the first day of days in a row; it begins anew after a day under 2.
+
+**Missing data**: a measurement that came on 10 of 14 days and then not for 3 in a row, although others came: told on
+the third of them. Where nothing comes at all there is no day to tell it on: the account's check says that.
 """
 
 from __future__ import annotations
@@ -54,7 +57,12 @@ SENSOR_GAP_MINUTES = 120
 SENSOR_START_HOURS = 12
 OFF_BASELINE_Z = 3.0
 BACK_ON_BASELINE_Z = 2.0
+EXPECTED = ("glucose", "resting_heart_rate", "sleep_duration", "steps")
+MISSING_DAYS = 3
+EXPECTED_DAYS = 14
+MIN_EXPECTED_DAYS = 10
 KINDS = (
+    "missing_data",
     "prolonged_high",
     "rapid_fall",
     "rapid_rise",
@@ -93,11 +101,12 @@ COLUMNS = (
 def alerts(readings: pd.DataFrame, daily: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     """Alerts of every person. Grain: user_id, local_date, kind, episode (1, 2, ... of the day); sorted so.
 
-    `readings` as `engine.glucose` takes them, `daily` and `baselines` of the metrics in `OFF_BASELINE`. The
-    first day of an episode of days in a row is known only if the day before is there.
+    `readings` as `engine.glucose` takes them, `daily` of the metrics in `OFF_BASELINE` and `EXPECTED`, `baselines` of
+    the former. The first day of an episode of days in a row is known only if the day before is there, that something
+    is missing only if the 17 days up to it are.
 
     Columns: `detected_at` (UTC instant of the reading that told; null for a day's value), `ended_at` (null
-    while it lasts, and for a day's value), `value` (mg/dL a minute, mg/dL, or robust standard deviations),
+    while it lasts, and for a day's value), `value` (mg/dL a minute, mg/dL, robust standard deviations, or days),
     `severity` (`urgent` or `warning`), `suppressed`, `sentence`.
     """
     tidy = tidy_readings(readings)
@@ -107,9 +116,10 @@ def alerts(readings: pd.DataFrame, daily: pd.DataFrame, baselines: pd.DataFrame)
         _urgent_low(tidy),
         _prolonged_high(tidy),
         _off_baseline(daily, baselines),
+        _missing(daily),
     ]
     frame = pd.concat(parts, ignore_index=True)
-    frame = frame.sort_values(["user_id", "local_date", "kind", "detected_at"], ignore_index=True)
+    frame = frame.sort_values(["user_id", "local_date", "kind", "detected_at", "sentence"], ignore_index=True)
     frame["episode"] = frame.groupby(["user_id", "local_date", "kind"]).cumcount().astype("int64") + 1
     return frame[list(COLUMNS)]
 
@@ -228,31 +238,66 @@ def _off_baseline(daily: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     at = np.flatnonzero(off & (before < last_calm))
     kind = [OFF_BASELINE[rows.metrics[code]] for code in metric[at].tolist()]
     names = {"body_temperature_high": "Body temperature", "resting_heart_rate_high": "Resting heart rate"}
+    sentence = [
+        f"{names[each]} is {high:.1f} times its usual day-to-day spread above usual."
+        for each, high in zip(kind, z[at].tolist(), strict=True)
+    ]
+    frame = _days_frame(user[at], day[at], kind, z[at], sentence)
+    # Two metrics of temperature give one alert a day.
+    return frame.drop_duplicates(["user_id", "local_date", "kind"])
+
+
+def _missing(daily: pd.DataFrame) -> pd.DataFrame:
+    """Measurements that have stopped, on the third day without them."""
+    rows = tidy_daily(daily, EXPECTED)
+    if not len(rows.day):
+        nothing = np.empty(0, dtype=np.int64)
+        return _days_frame(nothing, nothing, [], np.empty(0), [])
+    # Before anybody's first day there is nothing: it decides like any other whose days before are known.
+    users, start = np.unique(rows.user_id), int(rows.day.min()) - (EXPECTED_DAYS + MISSING_DAYS - 1)
+    width = int(rows.day.max()) - start + 1
+    here = np.zeros((len(users), len(rows.metrics), width), dtype=bool)
+    here[np.searchsorted(users, rows.user_id), rows.metric, rows.day - start] = True
+    count = np.cumsum(np.concatenate([np.zeros((*here.shape[:2], 1)), here], axis=2), axis=2)
+    told = np.arange(EXPECTED_DAYS + MISSING_DAYS - 1, width)
+    gone = count[..., told + 1] - count[..., told + 1 - MISSING_DAYS] == 0
+    came = count[..., told + 1 - MISSING_DAYS] - count[..., told + 1 - MISSING_DAYS - EXPECTED_DAYS]
+    last_before = here[..., told - MISSING_DAYS]
+    fires = gone & last_before & (came >= MIN_EXPECTED_DAYS) & here[..., told].any(axis=1, keepdims=True)
+    user, metric, at = np.nonzero(fires)
+    names = {name: name.replace("_", " ") for name in rows.metrics}
+    known = came[user, metric, at].tolist()
+    sentence = [
+        f"There is no {names[rows.metrics[code]]} of the last {MISSING_DAYS} days, although it came on {number:.0f} of "
+        f"the {EXPECTED_DAYS} before."
+        for code, number in zip(metric.tolist(), known, strict=True)
+    ]
+    kind = ["missing_data"] * len(user)
+    days = start + told[at]
+    return _days_frame(users[user], days, kind, np.full(len(user), float(MISSING_DAYS)), sentence)
+
+
+def _days_frame(
+    user: IntArray, day: IntArray, kind: list[str], value: FloatArray, sentence: list[str]
+) -> pd.DataFrame:
+    """Alerts that a day's values tell: warnings without an instant."""
+    never = np.full(len(user), np.datetime64("NaT"), dtype="datetime64[us]")
     frame = pd.DataFrame(
         {
-            "user_id": user[at],
-            "local_date": dates(day[at]),
+            "user_id": user,
+            "local_date": dates(day),
             "kind": text(np.array(kind, dtype=object)),
-            "detected_at": np.full(len(at), np.datetime64("NaT"), dtype="datetime64[us]"),
-            "ended_at": np.full(len(at), np.datetime64("NaT"), dtype="datetime64[us]"),
-            "value": z[at],
-            "severity": text(np.full(len(at), "warning", dtype=object)),
-            "suppressed": np.zeros(len(at), dtype=bool),
-            "sentence": text(
-                np.array(
-                    [
-                        f"{names[each]} is {high:.1f} times its usual day-to-day spread above usual."
-                        for each, high in zip(kind, z[at].tolist(), strict=True)
-                    ],
-                    dtype=object,
-                )
-            ),
+            "detected_at": never,
+            "ended_at": never,
+            "value": value,
+            "severity": text(np.full(len(user), "warning", dtype=object)),
+            "suppressed": np.zeros(len(user), dtype=bool),
+            "sentence": text(np.array(sentence, dtype=object)),
         }
     )
     frame["detected_at"] = frame["detected_at"].dt.tz_localize("UTC")
     frame["ended_at"] = frame["ended_at"].dt.tz_localize("UTC")
-    # Two metrics of temperature give one alert a day.
-    return frame.drop_duplicates(["user_id", "local_date", "kind"])
+    return frame
 
 
 def _breaks(tidy: Readings, gap_minutes: int) -> BoolArray:

@@ -311,7 +311,8 @@ ALERTS = EngineTable(
         Column(
             "kind",
             "text",
-            "rapid_fall, rapid_rise, urgent_low, prolonged_high, resting_heart_rate_high or body_temperature_high.",
+            "rapid_fall, rapid_rise, urgent_low, prolonged_high, resting_heart_rate_high, body_temperature_high or "
+            "missing_data.",
             key=True,
         ),
         Column("episode", "integer", "1, 2, ... of the kind on the day.", key=True),
@@ -319,7 +320,7 @@ ALERTS = EngineTable(
         Column("ended_at", "timestamptz", "End, UTC; null while it lasts and for a day's value.", null=True),
         _number(
             "value",
-            "mg/dL a minute (rapid), mg/dL (low, high), or robust standard deviations over the baseline.",
+            "mg/dL a minute (rapid), mg/dL (low, high), robust standard deviations over the baseline, or days missing.",
             null=False,
         ),
         Column("severity", "text", "urgent or warning."),

@@ -163,3 +163,54 @@ def test_order_repeats_and_other_people_change_nothing(seed: int) -> None:
     full = of(pd.concat(people, ignore_index=True))
     part = of(pd.concat([people[1], people[1].head(5)]).sample(frac=1, random_state=seed))
     assert_frame_equal(part, full[full["user_id"] == 2].reset_index(drop=True), check_exact=True)
+
+
+def worn(days: str, metric: str = "sleep_duration", user: int = 1) -> pd.DataFrame:
+    """A character a day from 1 March on: `x` has a value."""
+    known = [place for place, mark in enumerate(days) if mark == "x"]
+    return pd.DataFrame(
+        {
+            "user_id": user,
+            "local_date": pd.Timestamp("2026-03-01") + pd.to_timedelta(known, unit="D"),
+            "metric_type": metric,
+            "value": 7.0,
+            "source": "ring",
+        }
+    )
+
+
+def missing(*frames: pd.DataFrame) -> pd.DataFrame:
+    daily = pd.concat(frames, ignore_index=True).astype({"local_date": "datetime64[us]"})
+    found = alerts(readings(np.full(3, 120.0)), daily, NOTHING_USUAL)
+    return found[found["kind"] == "missing_data"].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [
+        ("x" * 14 + "...", [17]),
+        ("x" * 14 + "......", [17]),
+        ("x" * 14 + "..x...", [20]),
+        ("x" * 10 + "...", [13]),
+        ("x" * 9 + "...", []),
+        ("x.x.x.x.x.x.x.x.x.x.x...", []),
+        ("x" * 14 + "...x" + "x" * 13 + "...", [17, 34]),
+    ],
+)
+def test_a_measurement_that_stops_is_told_on_the_third_day(days: str, told: list[int]) -> None:
+    found = missing(worn(days), worn("x" * len(days), "steps"))
+    assert (found["local_date"] - pd.Timestamp("2026-02-28")).dt.days.tolist() == told
+    assert found["severity"].tolist() == ["warning"] * len(told)
+    if days == "x" * 14 + "...":
+        assert found["sentence"].iloc[0] == (
+            "There is no sleep duration of the last 3 days, although it came on 14 of the 14 before."
+        )
+
+
+def test_where_nothing_comes_there_is_no_day_to_tell_it_on() -> None:
+    assert missing(worn("x" * 20)).empty
+    alone = missing(worn("x" * 14 + "..."), worn("x" * 17, "steps"))
+    # Another person's days, long before or after, change nothing.
+    early = worn("x" * 3, "steps", user=2).assign(local_date=pd.Timestamp("2025-12-01"))
+    both = missing(worn("x" * 14 + "..."), worn("x" * 17, "steps"), early.drop_duplicates())
+    assert_frame_equal(both, alone)
