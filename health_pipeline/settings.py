@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         default=None,
         description="What they are signed with by Standard Webhooks: whsec_ and 24 to 64 bytes in base64.",
     )
+    narrative_url: str | None = Field(
+        default=None,
+        description="Base URL of an OpenAI-compatible endpoint (…/v1) that words narratives. Unset: templates.",
+    )
+    narrative_model: str | None = Field(default=None, description="The model to ask there.")
+    narrative_api_key: SecretStr | None = Field(default=None, description="Its key, where it wants one.")
     sandbox_url: str | None = Field(
         default=None,
         description="Base URL of the provider sandbox that stands in for unconfigured providers.",

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "raw": {"warehouse"},
     "warehouse": {"settings"},
     "connections": {"providers", "settings", "warehouse"},
-    "outgoing": {"settings", "warehouse"},
+    "outgoing": {"engine", "settings", "warehouse"},
     "staging": {"providers", "raw", "warehouse"},
     "ingestion": {"connections", "providers", "raw", "settings", "staging", "warehouse"},
     "receiver": {"connections", "ingestion", "providers", "raw", "settings"},

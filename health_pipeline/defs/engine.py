@@ -316,6 +316,51 @@ def _compute_correlations(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame
     return correlations.correlations(daily)
 
 
+def _compute_narratives(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    from health_pipeline.engine import narrative
+
+    users = array_literal(scope.user_ids)
+    # The first of the days is compared with the week before it.
+    recent = (
+        f"where user_id = any({users}) and local_date > "  # noqa: S608
+        "(select max(local_date) from health.daily_metrics as last where last.user_id = told.user_id) "
+        f"- {narrative.DAYS + narrative.MEAN_DAYS}"
+    )
+
+    def results(table: EngineTable, columns: Iterable[str], also: str = "") -> "pd.DataFrame":
+        return engine_tables.read_frame(
+            warehouse,
+            f"select {', '.join(columns)} from health.{table.name} as told {recent} {also}",  # noqa: S608
+        )
+
+    found = narrative.narratives(
+        results(engine_tables.RECOVERY_SCORES, narrative.RECOVERY_COLUMNS, "and method = 'calibrated'"),
+        results(engine_tables.GLUCOSE_DAILY, narrative.GLUCOSE_COLUMNS),
+        results(engine_tables.ALERTS, narrative.ALERT_COLUMNS, "and not suppressed"),
+        engine_tables.read_frame(
+            warehouse,
+            f"select {', '.join(narrative.FORECAST_COLUMNS)} from health.forecasts "  # noqa: S608
+            f"where user_id = any({users})",
+        ),
+    )
+    accepted = engine_tables.read_frame(
+        warehouse,
+        f"""
+        select distinct on (user_id, prompt_sha256) user_id, prompt_sha256, answer as sentence, model as author
+        from ops.ai_audit_log where user_id = any({users}) and decision = 'accepted'
+        order by user_id, prompt_sha256, entry_id desc
+        """,  # noqa: S608
+    )
+    found = found.merge(
+        accepted.astype({"user_id": "int64", "prompt_sha256": found["prompt_sha256"].dtype}),
+        how="left",
+        on=["user_id", "prompt_sha256"],
+    )
+    found["sentence"] = found["sentence"].where(found["sentence"].notna(), found["template"])
+    found["author"] = found["author"].where(found["author"].notna(), "template")
+    return found
+
+
 @_asset(engine_tables.BASELINES, deps=[DAILY_METRICS])
 def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     return dg.MaterializeResult(metadata=_update(platform, engine_tables.BASELINES, _compute_baselines))
@@ -381,6 +426,34 @@ def correlations(platform: Platform) -> dg.MaterializeResult:  # type: ignore[ty
     return dg.MaterializeResult(metadata=counts)
 
 
+@_asset(
+    engine_tables.NARRATIVES,
+    deps=[
+        _key(table)
+        for table in (
+            engine_tables.RECOVERY_SCORES,
+            engine_tables.GLUCOSE_DAILY,
+            engine_tables.ALERTS,
+            engine_tables.FORECASTS,
+        )
+    ],
+)
+def narratives(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    from health_pipeline.outgoing.language_model import rewrite_narratives
+
+    counts = _update(platform, engine_tables.NARRATIVES, _compute_narratives)
+    words = rewrite_narratives(platform.warehouse(), platform.settings)
+    return dg.MaterializeResult(
+        metadata={
+            **counts,
+            "accepted": words.accepted,
+            "rejected": words.rejected,
+            "failed": words.failed,
+            "people_over_their_limit": words.over_limit,
+        }
+    )
+
+
 ASSETS = (
     baselines,
     training_loads,
@@ -391,5 +464,6 @@ ASSETS = (
     agp,
     alerts,
     correlations,
+    narratives,
 )
 defs = dg.Definitions(assets=ASSETS)

@@ -354,6 +354,20 @@ CORRELATIONS = EngineTable(
     ),
 )
 
+NARRATIVES = EngineTable(
+    "narratives",
+    "A sentence or three on each of a person's last 30 days, and on each forecast. Grain: user, subject.",
+    (
+        Column("user_id", "integer", _USER, key=True),
+        Column("subject", "text", "day and its date, or forecast and its metric.", key=True),
+        Column("local_date", "date", "The day, or the last day that the forecast knows."),
+        Column("sentence", "text", "The words to show."),
+        Column("author", "text", "template, or the language model whose words were accepted."),
+        Column("template", "text", "The facts in the words of the template."),
+        Column("prompt_sha256", "text", "What the answer is found by in ops.ai_audit_log."),
+    ),
+)
+
 TABLES = (
     BASELINES,
     TRAINING_LOADS,
@@ -364,6 +378,7 @@ TABLES = (
     AGP,
     ALERTS,
     CORRELATIONS,
+    NARRATIVES,
 )
 
 
@@ -449,6 +464,16 @@ _CHANGED_GOALS = """
 """
 
 
+#: A forecast that was made anew without a changed day, for a goal's sake, has other words.
+_CHANGED_WORDS = """
+    union all
+    select forecasts.user_id, forecasts.as_of_date from health.forecasts
+    left join health.narratives
+        on narratives.user_id = forecasts.user_id and narratives.subject = 'forecast ' || forecasts.metric_type
+    where narratives.template is distinct from forecasts.sentence
+"""
+
+
 #: A table that has computed nothing yet needs everybody from their first day, whatever is left in the queue.
 _EVERYBODY = """
     union all
@@ -481,6 +506,7 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
                     {f"and metric_type = any({text_array(table.metrics)})" if table.metrics else ""}
                 {_EVERYBODY}
                 {_CHANGED_GOALS if table is FORECASTS else ""}
+                {_CHANGED_WORDS if table is NARRATIVES else ""}
             ) as changes
             group by user_id
         ),

@@ -47,6 +47,7 @@ _COMPUTE = {
     "agp": engine._compute_agp,
     "alerts": engine._compute_alerts,
     "correlations": engine._compute_correlations,
+    "narratives": engine._compute_narratives,
 }
 _METRICS = {
     "heart_rate_variability": (60.0, 8.0),
