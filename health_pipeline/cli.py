@@ -467,6 +467,27 @@ def status() -> None:
         raise SystemExit(1)
 
 
+@main.command()
+@click.option("--user", "handle", required=True, help="Whose report.")
+@click.option(
+    "--period", default="30d", show_default=True, help="So many days (30d) or weeks (12w) up to the last."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="FILE.html, or FILE.pdf.",
+)
+def report(handle: str, period: str, output: Path) -> None:
+    """Write a person's last weeks as one page: recovery, sleep, load, forecast, glucose, completeness."""
+    from health_pipeline.runtime.report import parse_period, write_report
+
+    days = parse_period(period)
+    _, warehouse = _open()
+    click.echo(write_report(warehouse, handle, output, days=days).words())
+
+
 @main.group()
 def alerts() -> None:
     """What people should know soon."""

@@ -38,6 +38,7 @@ ENGINE = (
     "agp",
     "alerts",
     "correlations",
+    "narratives",
 )
 
 
