@@ -25,9 +25,13 @@ def unit_words(unit: str) -> str:
 
 def recovery(scores: pd.DataFrame, parts: Mapping[str, str], first: dt.date, last: dt.date) -> str:
     """The score with its range, and a strip for each component, of the days from `first` to `last`."""
+    import pandas as pd
+
     figure, axes = _figure(3.4, (3.2, 1, 1, 1, 1))
     top = axes[0]
-    days = scores["local_date"]
+    # A day without a score is a gap, not a line across it.
+    scores = scores.set_index("local_date").reindex(pd.date_range(first, last))
+    days = scores.index
     top.fill_between(days, scores["score_low"], scores["score_high"], color=_LIGHT, linewidth=0)
     top.plot(days, scores["recovery_score"], color=_DARK, linewidth=1.4, marker=".", markersize=4)
     top.axhline(75, color=_MIDDLE, linewidth=0.8, linestyle=":")
@@ -217,6 +221,7 @@ def _date_ticks(axis: Axes) -> None:
     locator = AutoDateLocator(minticks=3, maxticks=6)  # type: ignore[no-untyped-call]
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    axis.xaxis.get_offset_text().set_fontsize(8)
 
 
 def _svg(figure: Figure) -> str:

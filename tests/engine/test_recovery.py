@@ -486,3 +486,25 @@ def test_regularity_needs_a_week_of_nights_and_looks_at_four() -> None:
 def test_who_goes_to_bed_at_all_hours_is_not_excused_by_it() -> None:
     wild = [0.0, 240.0] * 14  # a spread of two hours is held at one
     assert slept(nights(*wild, 240.0)) == pytest.approx(marks((2 - 0.67) * 0.15 / 0.85), abs=0.5)
+
+
+@given(st.lists(st.floats(0, 1439), min_size=9, max_size=40), st.integers(0, 1439), st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_a_shifted_clock_and_the_order_of_nights_change_nothing(
+    middles: list[float], shift: int, random
+) -> None:
+    here = nights(*middles)
+    moved = here.assign(midpoint_minute=(here["midpoint_minute"] + shift) % 1440)
+    order = list(range(len(here)))
+    random.shuffle(order)
+    assert slept(moved.iloc[order]) == pytest.approx(slept(here), abs=1e-6)
+
+
+@given(st.lists(st.floats(0, 60), min_size=10, max_size=28), st.floats(0, 300), st.floats(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_a_night_farther_from_the_usual_never_counts_more(
+    past: list[float], one: float, other: float
+) -> None:
+    near, far = sorted((one, other))
+    # From the latest of the usual middles on: farther is later.
+    assert slept(nights(*past, 60 + far)) <= slept(nights(*past, 60 + near)) + 1e-9

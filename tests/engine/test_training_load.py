@@ -362,3 +362,15 @@ def test_what_others_did_and_the_order_of_rows_change_nothing() -> None:
     harder = beats.assign(bpm=beats["bpm"] + 5)
     more = training_loads(frame, rest, (day(0), day(5)), heart_rate=harder, profiles=profile())
     assert (more["load"] > alone["load"]).all()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/St_Johns"])
+def test_instants_are_the_same_in_any_zone(zone: str) -> None:
+    frame = workouts(session(0, 45), session(1, 30, source="strava"))
+    beats, rest = pulse(*np.linspace(90, 170, 45)), worn(*range(2), value=52.0)
+    span = (day(0), day(1))
+    expected = training_loads(frame, rest, span, heart_rate=beats, profiles=profile())
+    for column in ("started_at", "ended_at"):
+        frame[column] = frame[column].dt.tz_convert(zone)
+    beats["minute"] = beats["minute"].dt.tz_convert(zone)
+    exactly_equal(training_loads(frame, rest, span, heart_rate=beats, profiles=profile()), expected)

@@ -54,7 +54,8 @@ insert into health.forecasts (user_id, metric_type, as_of_date, n_days, window_s
 select user_id, 'resting_heart_rate', date '2026-03-31', 30, date '2026-03-02', date '2026-03-31', -0.1, 52, 51, 49, 53,
     51, 48, 54, 50, 46, 55, 'Resting heart rate falls.' from ops.users where handle = 'ada';
 insert into health.narratives
-select user_id, 'day 2026-03-31', date '2026-03-31', 'A good day.', 'template', 'A good day.', 'x' from ops.users where handle = 'ada';
+select user_id, 'day 2026-03-31', date '2026-03-31', 'A good day.', 'template', 'A good day.', 'x'
+from ops.users where handle = 'ada';
 insert into health.alerts select user_id, date '2026-03-30', 'urgent_low', 1, null, null, 50, 'urgent', handle = 'eve',
     'Glucose is 50 mg/dL for ' || handle || '.' from ops.users;
 """
