@@ -30,6 +30,8 @@ COMPONENTS = {
     "heart_rate_component": "resting heart rate",
     "load_component": "training load",
 }
+#: What a component is called where it is good.
+_GOOD = {"stress": "little stress", "training load": "a light training load"}
 RECOVERY_COLUMNS = ("user_id", "local_date", "recovery_score", "score_low", "score_high", *COMPONENTS)
 GLUCOSE_COLUMNS = ("user_id", "local_date", "percent_in_range", "percent_active")
 ALERT_COLUMNS = ("user_id", "local_date")
@@ -145,7 +147,8 @@ def _recovery_words(value: Callable[[str], float]) -> list[str]:
     if low:
         second = f"What holds it back most is {low[0]}{f', then {low[1]}' if len(low) > 1 else ''}."
     else:
-        second = f"Nothing holds it back; best is {max(marks, key=lambda words: marks[words])}."
+        best = max(marks, key=lambda words: marks[words])
+        second = f"Nothing holds it back; best is {_GOOD.get(best, best)}."
     return [f"{first}.", second]
 
 

@@ -30,6 +30,7 @@ _LONGEST_DAYS = 366
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _PRINT_SECONDS = 120
 _UNKNOWN = "-"
+_URGENT_SHOWN = 5
 #: What completeness is shown of, in this order, where the person has it.
 _WATCHED = (
     *("steps", "sleep_duration", "resting_heart_rate", "heart_rate_variability", "stress_score"),
@@ -46,7 +47,7 @@ p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}
 figure{margin:.5rem 0}figure svg{width:100%;height:auto;display:block}figcaption{font-size:.9rem;color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.15rem .4rem;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left}
+td{white-space:nowrap}th:first-child{text-align:left}
 details{margin:.3rem 0}.wide{overflow-x:auto}summary{cursor:pointer;font-size:.9rem}
 ul{padding-left:1.2rem;margin:.3rem 0}
 @media print{body{max-width:none;padding:0}details{display:none}h2,figure{break-inside:avoid}h2{break-after:avoid}}
@@ -330,7 +331,8 @@ def _forecasts(source: _Source) -> str:
         """
         select forecasts.*, types.unit from health.forecasts as forecasts
         inner join health.metric_types as types using (metric_type)
-        where user_id = {user} and slope_per_day is not null
+        where user_id = {user} and slope_per_day is not null and (target_value is not null
+            or metric_type in ('resting_heart_rate', 'heart_rate_variability', 'weight'))
         order by target_value is null, metric_type <> 'resting_heart_rate', metric_type limit 3
         """
     )
@@ -379,9 +381,9 @@ def _glucose(source: _Source) -> str:
     readings = source.read(
         f"""
         select readings.local_date, readings.glucose_mg_dl,
-            extract(epoch from (readings.recorded_at
+            (extract(epoch from (readings.recorded_at
                 + coalesce(readings.utc_offset_minutes, 0) * interval '1 minute') at time zone 'UTC'
-                - readings.local_date) / 3600 as hour
+                - readings.local_date) / 3600)::double precision as hour
         from health.glucose_readings as readings
         inner join health.daily_metrics as daily using (user_id, local_date, source)
         where readings.user_id = {{user}} and readings.reading_type = 'cgm' and daily.metric_type = 'glucose'
@@ -454,14 +456,28 @@ def _glucose_facts(row: pd.Series) -> str:
 
 def _alerts(source: _Source) -> str:
     rows = source.read(
-        "select local_date, severity, sentence from health.alerts where user_id = {user} and not suppressed "
-        "and local_date between {first} and {last} order by local_date desc, severity = 'urgent' desc limit 20"
+        "select local_date, kind, severity, sentence from health.alerts where user_id = {user} and not suppressed "
+        "and local_date between {first} and {last} order by local_date desc, severity = 'urgent' desc, kind"
     )
+    if rows.empty:
+        return ""
+    counts = rows.groupby("kind").agg(
+        number=("kind", "size"), days=("local_date", "nunique"), last=("local_date", "max")
+    )
+    table = _table(
+        ["Alert", "Times", "Days", "Last"],
+        (
+            [str(kind).replace("_", " "), int(row["number"]), int(row["days"]), f"{row['last']:%Y-%m-%d}"]
+            for kind, row in counts.iterrows()
+        ),
+        "Alerts of the period",
+    )
+    urgent = rows[rows["severity"] == "urgent"].head(_URGENT_SHOWN)
     items = "".join(
-        f"<li>{row['local_date']:%Y-%m-%d}, {row['severity']}: {html.escape(row['sentence'])}</li>"
-        for _, row in rows.iterrows()
+        f"<li>{row['local_date']:%Y-%m-%d}: {html.escape(row['sentence'])}</li>"
+        for _, row in urgent.iterrows()
     )
-    return f"<ul>{items}</ul>" if items else ""
+    return table + (f"<p>The last urgent ones:</p><ul>{items}</ul>" if items else "")
 
 
 def _correlations(source: _Source) -> str:
