@@ -429,13 +429,11 @@ def correlations(platform: Platform) -> dg.MaterializeResult:  # type: ignore[ty
 @_asset(
     engine_tables.NARRATIVES,
     deps=[
-        _key(table)
-        for table in (
-            engine_tables.RECOVERY_SCORES,
-            engine_tables.GLUCOSE_DAILY,
-            engine_tables.ALERTS,
-            engine_tables.FORECASTS,
-        )
+        DAILY_METRICS,
+        _key(engine_tables.RECOVERY_SCORES),
+        _key(engine_tables.GLUCOSE_DAILY),
+        _key(engine_tables.ALERTS),
+        _key(engine_tables.FORECASTS),
     ],
 )
 def narratives(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
