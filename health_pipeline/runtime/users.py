@@ -17,7 +17,7 @@ class MergeError(RuntimeError):
 
 
 #: Tables of a user whose rows move as they are.
-_MOVED = ("connector_consent_ledger", "oauth_states", "identities", "ingestion_jobs")
+_MOVED = ("connector_consent_ledger", "oauth_states", "identities", "ingestion_jobs", "ai_audit_log")
 #: Those with rows a metric, which make sense together only: what the user who stays has of a metric counts.
 _OF_METRICS = ("goals", "source_priorities")
 #: What one of the two may know of the person.

@@ -137,6 +137,14 @@ def test_recorded_payload_of_another_route_is_refused(
     assert refusals(parse(entity, path.read_bytes())) == [refusal]
 
 
+@pytest.mark.parametrize(
+    ("word", "rating"), [("RPE_NONE", 1), ("RPE_HARD", 8), ("UNKNOWN", None), (None, None)]
+)
+def test_how_hard_it_felt_is_a_number_from_one_to_ten(word: str | None, rating: float | None) -> None:
+    parsed = parse("exercise", [EXERCISE | {"training_load_pro": {"user-rpe": word, "cardio-load": 80.0}}])
+    assert [row["perceived_exertion"] for row in rows(parsed, "exercise")] == [rating]
+
+
 def test_stages_and_pulse_of_a_night_over_midnight() -> None:
     parsed = parse("sleep", {"nights": [NIGHT]})
     (night,) = rows(parsed, "sleep")
