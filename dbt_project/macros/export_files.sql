@@ -151,6 +151,7 @@ select
     average_heart_rate_bpm,
     max_heart_rate_bpm,
     elevation_gain_m,
+    null::double precision as perceived_exertion,
     false as is_deleted,
     raw_object_id,
     received_at
