@@ -668,7 +668,7 @@ class _status_line:  # noqa: N801 - used like a function
             self._status.__exit__(*exception)
 
 
-for _command in (cli_webhooks.receiver, cli_webhooks.events):
+for _command in (cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks):
     main.add_command(_command)
 
 if __name__ == "__main__":

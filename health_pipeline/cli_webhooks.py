@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from health_pipeline.settings import Settings
+    from health_pipeline.warehouse.connection import Warehouse
 
 _TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
 _STATES = ("pending", "processing", "processed", "dead")
@@ -95,6 +100,99 @@ def events_replay(
         provider=provider,
     )
     click.echo(f"{count} events are tried again")
+
+
+@click.group()
+def webhooks() -> None:
+    """Where the providers call the receiver."""
+
+
+@webhooks.command("subscribe")
+@click.argument("provider")
+def webhooks_subscribe(provider: str) -> None:
+    """Have PROVIDER call the receiver; said again, it changes nothing. The daily run keeps it up."""
+    from health_pipeline.runtime.webhooks import subscribe
+
+    _said(subscribe(*_here(), provider))
+
+
+@webhooks.command("renew")
+@click.argument("provider")
+def webhooks_renew(provider: str) -> None:
+    """Renew the subscriptions at PROVIDER that expire, now, and make those that are missing."""
+    from health_pipeline.runtime.webhooks import renew
+
+    _said(renew(*_here(), provider))
+
+
+@webhooks.command("delete")
+@click.argument("provider")
+def webhooks_delete(provider: str) -> None:
+    """Have PROVIDER call no more. Subscriptions of other addresses stay."""
+    from health_pipeline.runtime.webhooks import delete
+
+    _said(delete(*_here(), provider))
+
+
+@webhooks.command("list")
+@click.argument("provider")
+def webhooks_list(provider: str) -> None:
+    """The subscriptions that PROVIDER has, asked of itself."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from health_pipeline.runtime.webhooks import listed
+
+    found = listed(*_here(), provider)
+    if not found:
+        click.echo("no subscriptions")
+        return
+    table = Table("provider", "kind", "address", "expires (UTC)", "whose")
+    for one in found:
+        table.add_row(one.provider, one.kind, one.address, _utc(one.expires_at), one.state)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@webhooks.command("address")
+@click.argument("provider")
+def webhooks_address(provider: str) -> None:
+    """The address for PROVIDER to call, to be entered on its dashboard. Where it signs nothing, keep it secret."""
+    from health_pipeline.runtime.webhooks import address
+    from health_pipeline.settings import load_settings
+
+    click.echo(address(load_settings(), provider))
+
+
+@webhooks.command("try")
+@click.argument("provider")
+@click.option("--user", required=True, help="One of the sandbox's people.")
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="The sandbox's yesterday, if not given.")
+def webhooks_try(provider: str, user: str, day: dt.datetime | None) -> None:
+    """Have the sandbox send a day's webhooks, signed as PROVIDER signs, to the receiver."""
+    from health_pipeline.runtime.webhooks import try_webhooks
+    from health_pipeline.settings import load_settings
+
+    sent, statuses = try_webhooks(load_settings(), provider, user, None if day is None else day.date())
+    click.echo(f"{provider} sent {len(statuses)} calls of {sent}; answers: {' '.join(map(str, statuses))}")
+    if any(status >= 300 for status in statuses):
+        raise SystemExit(1)
+
+
+def _here() -> tuple[Settings, Warehouse]:
+    from health_pipeline.settings import load_settings
+    from health_pipeline.warehouse.connection import open_warehouse
+
+    settings = load_settings()
+    return settings, open_warehouse(settings)
+
+
+def _said(lines: list[str]) -> None:
+    """What was done, then the problems: then it was no success."""
+    click.echo(lines[0])
+    for problem in lines[1:]:
+        click.echo(problem, err=True)
+    if lines[1:]:
+        raise SystemExit(1)
 
 
 def _utc(instant: dt.datetime | None) -> str:

@@ -90,6 +90,7 @@ def as_new(sandbox: RunningSandbox) -> None:
     state.sandbox.fix_time(None)
     for api in state.apis.values():
         api.oauth.counts.clear()
+        api.subscribers.clear()
     for documents in state.apis["oura"]._documents.values():
         documents.edits.clear()
         documents.deleted.clear()

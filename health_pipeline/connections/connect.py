@@ -8,7 +8,7 @@ from dataclasses import replace
 import httpx
 
 from health_pipeline.connections import hosted_link, oauth, password
-from health_pipeline.connections.accounts import Tokens, save_connection
+from health_pipeline.connections.accounts import Tokens, access_token, save_connection
 from health_pipeline.connections.consent import Consent, consent_to
 from health_pipeline.connections.endpoints import Endpoint, endpoint_of
 from health_pipeline.connections.oauth import ConsentError
@@ -92,6 +92,23 @@ def _identify(
     access_token = "" if tokens is None else tokens.access_token
     with client_with(provider, endpoint, provider_user_id, lambda _renew: access_token) as client:
         return provider.identify(client)
+
+
+def token_of(
+    warehouse: Warehouse, vault: Vault, endpoint: Endpoint, account_id: int
+) -> Callable[[bool], str]:
+    """What gives an account's access token, renewed where it has to be: for OAuth, and empty where it is not that."""
+    last: str | None = None
+
+    def token(renew: bool) -> str:
+        nonlocal last
+        if endpoint.oauth is None:
+            return ""
+        rejected = last if renew else None
+        last = access_token(warehouse.engine, vault, account_id, oauth.refresher(endpoint), rejected=rejected)
+        return last
+
+    return token
 
 
 def client_with(

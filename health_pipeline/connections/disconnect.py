@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from health_pipeline.connections import oauth
-from health_pipeline.connections.accounts import ReconnectError, RenewalError, access_token, system_of
-from health_pipeline.connections.connect import client_with
+from health_pipeline.connections.accounts import ReconnectError, RenewalError, system_of
+from health_pipeline.connections.connect import client_with, token_of
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
+from health_pipeline.connections.subscriptions import forget_subscriptions, unsubscribe_account
 from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.http import ProviderError
@@ -29,6 +30,7 @@ def disconnect(
         left = _tell_provider(warehouse, vault, settings, provider, account_id)
     finally:
         forget_tokens(warehouse.engine, account_id)
+        forget_subscriptions(warehouse.engine, account_id)
     return left
 
 
@@ -53,6 +55,7 @@ def deauthorized(
     except LookupError:
         return None
     forget_tokens(engine, account_id)
+    forget_subscriptions(engine, account_id)
     return account_id
 
 
@@ -121,6 +124,7 @@ def _tell_provider(
     if provider.password is not None:
         return None  # what there is to end is the password, and that is deleted
     try:
+        unsubscribe_account(warehouse, vault, provider, endpoint, account_id, account.provider_user_id)
         told = _end_grant(warehouse, vault, provider, endpoint, account_id, account.provider_user_id)
     except ReconnectError:
         return None  # the grant is no more
@@ -138,16 +142,7 @@ def _end_grant(
     provider_user_id: str | None,
 ) -> bool:
     """End the consent at the provider; False where it has no way to. Raises what its calls raise."""
-    last: str | None = None
-
-    def token(renew: bool) -> str:
-        nonlocal last
-        if endpoint.oauth is None:
-            return ""
-        rejected = last if renew else None
-        last = access_token(warehouse.engine, vault, account_id, oauth.refresher(endpoint), rejected=rejected)
-        return last
-
+    token = token_of(warehouse, vault, endpoint, account_id)
     if provider.disconnect is not None:
         with client_with(provider, endpoint, provider_user_id, token) as client:
             provider.disconnect(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from health_pipeline.connections.accounts import VAULT_LOCK, record_failure
 from health_pipeline.connections.vault import Vault, VaultError, key_id, new_key, read_keys, write_key_file
 from health_pipeline.settings import Settings
 from health_pipeline.warehouse.lock import hold
-from health_pipeline.warehouse.models import ConnectorToken, OAuthState, VaultKey
+from health_pipeline.warehouse.models import ConnectorToken, OAuthState, VaultKey, WebhookSubscription
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ def _encrypt_anew(engine: sa.Engine, vault: Vault) -> tuple[int, list[int]]:
     for account_id in unreadable:
         record_failure(engine, account_id, "its tokens cannot be read; connect again", reconnect=True)
     _encrypt_states_anew(engine, vault)
+    _encrypt_webhook_secrets_anew(engine, vault)
     return done, unreadable
 
 
@@ -147,6 +149,27 @@ def _encrypt_states_anew(engine: sa.Engine, vault: Vault) -> None:
                 connection.execute(
                     sa.update(OAuthState).where(this).values(key_id=vault.newest, code_verifier=verifier)
                 )
+
+
+def _encrypt_webhook_secrets_anew(engine: sa.Engine, vault: Vault) -> None:
+    """The same for what providers sign their calls with; what cannot be read is asked for anew by the daily run."""
+    with engine.begin() as connection:
+        rows = connection.execute(
+            sa.select(
+                WebhookSubscription.subscription_id, WebhookSubscription.key_id, WebhookSubscription.secret
+            )
+            .where(WebhookSubscription.key_id.isnot(None), WebhookSubscription.key_id != vault.newest)
+            .with_for_update()
+        ).all()
+        for row in rows:
+            values: dict[str, object] = {"key_id": None, "secret": None}
+            with suppress(VaultError):
+                values = {"key_id": vault.newest, "secret": _anew(vault, row.key_id, row.secret)}
+            connection.execute(
+                sa.update(WebhookSubscription)
+                .where(WebhookSubscription.subscription_id == row.subscription_id)
+                .values(**values)
+            )
 
 
 def _anew(vault: Vault, key: str, ciphertext: bytes) -> bytes:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import hmac
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from health_pipeline.providers._json import load_object
-from health_pipeline.providers.base import Event, WebhookRequest
+from health_pipeline.providers._json import MalformedBodyError, load_object
+from health_pipeline.providers.base import (
+    Credentials,
+    Event,
+    Subscribing,
+    Subscription,
+    Subscriptions,
+    WebhookRequest,
+)
+from health_pipeline.providers.http import ApiClient, MalformedResponseError, RequestRejectedError
+
+if TYPE_CHECKING:
+    import httpx
 
 #: Kinds of document that Oura tells of and we read; of heart rate it tells nothing.
 _ENTITIES = {
@@ -82,3 +94,84 @@ def events(body: bytes) -> tuple[Event, ...]:
             record_ids=(document,),
         ),
     )
+
+
+# Subscriptions
+
+_SUBSCRIPTIONS = "/v2/webhook/subscription"
+
+
+def _authorize(credentials: Credentials) -> Mapping[str, str]:
+    return {"x-client-id": credentials.client_id, "x-client-secret": credentials.client_secret}
+
+
+def _list(client: ApiClient, _: Credentials) -> list[Subscription]:
+    response = client.get(_SUBSCRIPTIONS)
+    try:
+        rows = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        rows = None
+    if not isinstance(rows, list):
+        raise MalformedResponseError(client.provider, _SUBSCRIPTIONS, 200, "the subscriptions are no list")
+    return [_read(client, row) for row in rows]
+
+
+def _create(client: ApiClient, _: Credentials, asked: Subscribing) -> Subscription:
+    data_type, event_type = asked.kind.split(".")
+    wanted = {
+        "callback_url": asked.address,
+        "verification_token": verification_token(asked.token),
+        "event_type": event_type,
+        "data_type": data_type,
+    }
+    return _read(client, _object(client, client.request("POST", _SUBSCRIPTIONS, json=wanted)))
+
+
+def _renew(client: ApiClient, _: Credentials, subscription: Subscription) -> Subscription:
+    path = f"{_SUBSCRIPTIONS}/renew/{subscription.subscription_id}"
+    return _read(client, _object(client, client.request("PUT", path)))
+
+
+def _delete(client: ApiClient, _: Credentials, subscription: Subscription) -> None:
+    try:
+        client.request("DELETE", f"{_SUBSCRIPTIONS}/{subscription.subscription_id}")
+    except RequestRejectedError as error:
+        # What it says of one that there is not.
+        if error.status != 403:
+            raise
+
+
+def _object(client: ApiClient, response: httpx.Response) -> dict[str, Any]:
+    try:
+        return load_object(response.content)
+    except MalformedBodyError:
+        raise MalformedResponseError(
+            client.provider, _SUBSCRIPTIONS, response.status_code, "the subscription cannot be read"
+        ) from None
+
+
+def _read(client: ApiClient, row: Any) -> Subscription:
+    try:
+        expires_at = dt.datetime.fromisoformat(row["expiration_time"])
+        return Subscription(
+            row["id"],
+            f"{row['data_type']}.{row['event_type']}",
+            row["callback_url"],
+            expires_at if expires_at.tzinfo is not None else expires_at.replace(tzinfo=dt.UTC),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise MalformedResponseError(
+            client.provider, _SUBSCRIPTIONS, 200, "a subscription cannot be read"
+        ) from None
+
+
+#: One a kind of document and of change. They expire after some weeks (the vendor does not say how many).
+SUBSCRIPTIONS = Subscriptions(
+    per="application",
+    kinds=tuple(f"{entity}.{change}" for entity in sorted(_ENTITIES) for change in _KINDS),
+    authorize=_authorize,
+    list=_list,
+    create=_create,
+    renew=_renew,
+    delete=_delete,
+)

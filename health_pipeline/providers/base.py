@@ -286,6 +286,56 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a provider keeps of where it is to call: one kind of data, one address.
+
+    `kind` is the provider's word for what is told, several joined by commas where one subscription tells them
+    all. `expires_at` is None where it does not end by itself, `active` False where the provider has stopped
+    calling. `secret` is what its calls are signed with, where it said so when the subscription was made.
+    """
+
+    subscription_id: str
+    kind: str
+    address: str = field(repr=False)
+    expires_at: dt.datetime | None = None
+    active: bool = True
+    secret: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribing:
+    """What a subscription is asked for with. `token` is ours, and comes back in the provider's handshake."""
+
+    kind: str
+    address: str = field(repr=False)
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriptions:
+    """How a provider is told by its API where to call.
+
+    `per` says whose they are: the application's, asked for with the client's id and secret (`authorize` makes
+    headers of them where they go into headers), or each account's, with its token. `kinds` are those we want,
+    one subscription each. `list` gives all there are, at other addresses too; `create` makes one, `delete` ends
+    one, and `renew` keeps one going that expires or is no longer active (None where there is no such thing).
+    `gives_secret` is True where the answer to `create`, and nothing else ever, has the secret of the calls.
+    `explain(response)` says in our words why a request was refused; None where there is nothing to add. All
+    raise the errors of `ApiClient.request`.
+    """
+
+    per: Literal["application", "account"]
+    kinds: tuple[str, ...]
+    list: Callable[[ApiClient, Credentials], Sequence[Subscription]]
+    create: Callable[[ApiClient, Credentials, Subscribing], Subscription]
+    delete: Callable[[ApiClient, Credentials, Subscription], None]
+    renew: Callable[[ApiClient, Credentials, Subscription], Subscription] | None = None
+    authorize: Callable[[Credentials], Mapping[str, str]] | None = None
+    gives_secret: bool = False
+    explain: Callable[[httpx.Response], str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Webhook:
     """How a provider calls us.
 
@@ -297,7 +347,8 @@ class Webhook:
     handshake. `status` is what the vendor wants to hear, `refusal` what it wants for a bad signature.
     `deletes_records` is True where notices of deletion name the records: then these are gone for good.
     `signed_by_client` is True where the shared secret is the OAuth client's; `keyset_url` is where the vendor
-    publishes its public keys, which change.
+    publishes its public keys, which change. `subscriptions` is None where the address is entered on the
+    vendor's dashboard; `dashboard` says what to do there.
     """
 
     carries: Literal["data", "notice"]
@@ -311,6 +362,8 @@ class Webhook:
     deletes_records: bool = False
     signed_by_client: bool = False
     keyset_url: str | None = None
+    subscriptions: Subscriptions | None = None
+    dashboard: str | None = None
 
     def __post_init__(self) -> None:
         if self.verify is None and not self.secret_path:

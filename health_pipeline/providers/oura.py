@@ -28,7 +28,7 @@ from health_pipeline.providers._json import (
     schema_of,
     unknown_fields,
 )
-from health_pipeline.providers._oura_webhook import challenge, events, verify
+from health_pipeline.providers._oura_webhook import SUBSCRIPTIONS, challenge, events, verify
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -451,6 +451,7 @@ PROVIDER = Provider(
         challenge=challenge,
         deletes_records=True,
         signed_by_client=True,
+        subscriptions=SUBSCRIPTIONS,
     ),
     entities=(
         _documents(

@@ -18,11 +18,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from health_pipeline.connections.callback import path_token
 from health_pipeline.ingestion.events import Accepted, accept
 from health_pipeline.providers.base import Provider, Webhook, WebhookRequest
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.raw.store import RawStore, RawStoreUnavailableError
-from health_pipeline.receiver.secrets import KeysetUnavailableError, path_token
+from health_pipeline.receiver.secrets import KeysetUnavailableError
 
 logger = logging.getLogger(__name__)
 

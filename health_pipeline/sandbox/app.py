@@ -45,8 +45,8 @@ class _Webhooks(_Body):
     provider: str
     handle: str
     day: dt.date
-    url: HttpUrl
-    secret: str
+    url: HttpUrl | None = None
+    secret: str | None = None
 
 
 class _Now(_Body):
@@ -174,26 +174,34 @@ def _senders(sandbox: Sandbox, apis: Mapping[str, ProviderApi]) -> APIRouter:
 
     @router.post("/__webhooks")
     async def send_webhooks(body: _Webhooks) -> dict[str, Any]:
-        """Call `url` as the vendor would for the person's day, signed by `secret`; the answers' statuses."""
+        """Call `url` as the vendor would for the person's day, signed by `secret`; the answers' statuses.
+
+        Without these, call whoever subscribed.
+        """
         api = _api(apis, body.provider)
         _person(sandbox, body.handle)
+        if (body.url is None) != (body.secret is None):
+            raise HTTPException(400, "Give both url and secret, or neither to call those who subscribed.")
         try:
-            calls = api.webhooks(body.handle, body.day, body.secret)
+            if body.url is None or body.secret is None:
+                calls = api.subscribed_calls(body.handle, body.day)
+            else:
+                calls = [(str(body.url), call) for call in api.webhooks(body.handle, body.day, body.secret)]
         except LookupError as error:
             raise HTTPException(404, str(error)) from error
         statuses = []
         async with httpx.AsyncClient(timeout=30) as client:
-            for call in calls:
+            for address, call in calls:
                 try:
                     answer = await client.request(
                         call.method,
-                        str(body.url),
+                        address,
                         params=dict(call.query) or None,
                         content=call.body,
                         headers=dict(call.headers),
                     )
                 except httpx.HTTPError as error:
-                    raise HTTPException(502, f"{body.url} does not answer: {type(error).__name__}") from error
+                    raise HTTPException(502, f"{address} does not answer: {type(error).__name__}") from error
                 statuses.append(answer.status_code)
         return {"statuses": statuses}
 

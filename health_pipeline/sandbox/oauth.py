@@ -280,6 +280,18 @@ class OAuthServer:
                 raise TokenError("code_verifier does not fit")
         return claims
 
+    def client_secret(self, client_id: str, secret: str) -> str | None:
+        """The secret of a client that shows who it is; None where it does not."""
+        known = self._sandbox.settings.clients.get(client_id)
+        return known if known is not None and hmac.compare_digest(known.encode(), secret.encode()) else None
+
+    def basic_client(self, request: Request) -> tuple[str, str] | None:
+        """Id and secret of the client that a request is signed by (RFC 7617); None where it is not."""
+        form: dict[str, str] = {}
+        if not request.headers.get("authorization") or not self._client_ok(request, form):
+            return None
+        return form["client_id"], form["client_secret"]
+
     def _client_ok(self, request: Request, form: dict[str, str]) -> bool:
         scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "basic":
@@ -288,10 +300,7 @@ class OAuthServer:
             except (ValueError, binascii.Error):
                 return False
             form["client_id"], form["client_secret"] = name, secret
-        known = self._sandbox.settings.clients.get(form.get("client_id", ""))
-        return known is not None and hmac.compare_digest(
-            known.encode(), form.get("client_secret", "").encode()
-        )
+        return self.client_secret(form.get("client_id", ""), form.get("client_secret", "")) is not None
 
     async def _revoke(self, request: Request) -> Response:
         form = _form(await request.body()) | dict(request.query_params)

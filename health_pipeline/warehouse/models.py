@@ -426,3 +426,64 @@ class WebhookEvent(Base):
     run_id: orm.Mapped[str | None]
     trace_id: orm.Mapped[str | None]
     updated_at: orm.Mapped[dt.datetime] = _now()
+
+
+class WebhookTarget(Base):
+    """One row a provider whose webhooks are to reach us by subscription, in the real world or in the sandbox.
+
+    It is there from `webhooks subscribe` to `webhooks delete`; the daily run keeps its subscriptions up.
+    `checked_at` and `last_error` are of the newest comparison with what the provider has.
+    """
+
+    __tablename__ = "webhook_targets"
+
+    provider: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    environment: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    created_at: orm.Mapped[dt.datetime] = _now()
+    checked_at: orm.Mapped[dt.datetime | None]
+    last_error: orm.Mapped[str | None]
+
+
+class WebhookSubscription(Base):
+    """One row a subscription that we made at a provider and that stood there when it was last looked at.
+
+    `account_id` is null where it is the application's. `address_sha256` is of the address that is called, which
+    holds a secret for some. `secret` is what the provider signs with, where it gave one, encrypted by the vault.
+    """
+
+    __tablename__ = "webhook_subscriptions"
+    __table_args__ = (
+        sa.ForeignKeyConstraint(
+            ["provider", "environment"],
+            [WebhookTarget.provider, WebhookTarget.environment],
+            ondelete="CASCADE",
+        ),
+        sa.UniqueConstraint(
+            "provider",
+            "environment",
+            "account_id",
+            "kind",
+            "address_sha256",
+            name="uq_webhook_subscriptions_key",
+            postgresql_nulls_not_distinct=True,
+        ),
+        sa.CheckConstraint("(secret is null) = (key_id is null)", name="secret"),
+        sa.Index(None, "account_id"),
+    )
+
+    subscription_id: orm.Mapped[int] = orm.mapped_column(
+        sa.BigInteger, sa.Identity(always=True), primary_key=True
+    )
+    provider: orm.Mapped[str]
+    environment: orm.Mapped[str]
+    account_id: orm.Mapped[int | None] = orm.mapped_column(
+        sa.ForeignKey(ProviderAccount.account_id, ondelete="CASCADE")
+    )
+    kind: orm.Mapped[str]
+    provider_subscription_id: orm.Mapped[str]
+    address_sha256: orm.Mapped[str]
+    expires_at: orm.Mapped[dt.datetime | None]
+    key_id: orm.Mapped[str | None]
+    secret: orm.Mapped[bytes | None]
+    created_at: orm.Mapped[dt.datetime] = _now()
+    updated_at: orm.Mapped[dt.datetime] = _now()

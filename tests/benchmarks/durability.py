@@ -35,13 +35,14 @@ import httpx
 import sqlalchemy as sa
 from seaweed import SeaweedServer, weed_binary
 
+from health_pipeline.connections.callback import callback_path
 from health_pipeline.connections.connect import connect_sandbox_person
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import open_vault
 from health_pipeline.providers.base import Window
 from health_pipeline.providers.registry import get
 from health_pipeline.raw.store import open_store
-from health_pipeline.receiver.secrets import Secrets, callback_path
+from health_pipeline.receiver.secrets import Secrets
 from health_pipeline.runtime.comparison import compare_with_truth
 from health_pipeline.runtime.dagster_home import prepare
 from health_pipeline.runtime.processes import free_port
@@ -324,7 +325,7 @@ def main() -> int:
             target=send,
             args=(
                 system,
-                callback_path(Secrets(settings), get("terra")),
+                callback_path(settings, get("terra")),
                 [paced(make) for make in sending],
                 sent,
             ),

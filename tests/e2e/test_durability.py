@@ -15,9 +15,10 @@ import datetime as dt
 import durability
 import pytest
 
+from health_pipeline.connections.callback import callback_path
 from health_pipeline.providers.base import Window
 from health_pipeline.providers.registry import get
-from health_pipeline.receiver.secrets import Secrets, callback_path
+from health_pipeline.receiver.secrets import Secrets
 
 
 def test_what_was_acknowledged_survives_kills_of_receiver_and_database() -> None:
@@ -36,7 +37,7 @@ def test_what_was_acknowledged_survives_kills_of_receiver_and_database() -> None
         sent = durability.Sent()
         sender = threading.Thread(
             target=durability.send,
-            args=(system, callback_path(Secrets(settings), get("terra")), sending, sent),
+            args=(system, callback_path(settings, get("terra")), sending, sent),
             kwargs={"until": time.monotonic() + 120},
         )
         sender.start()

@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from health_pipeline.connections.callback import path_token
 from health_pipeline.connections.connect import connect_sandbox_person
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import Vault
 from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.store import RawStore
 from health_pipeline.receiver.app import MAX_BODY_BYTES, create_app
-from health_pipeline.receiver.secrets import path_token
 from health_pipeline.sandbox.routers import WebhookCall
 from health_pipeline.sandbox.server import RunningSandbox
 from health_pipeline.settings import Settings

@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from health_pipeline.sandbox.context import Sandbox
 from health_pipeline.sandbox.night import DEEP, LIGHT, REM, Night
 from health_pipeline.sandbox.oauth import OAuthRules, OAuthServer
+from health_pipeline.sandbox.subscriptions import EVERYTHING, Subscribers
 
 Revision = Literal["edit", "delete"]
 
@@ -72,6 +73,7 @@ class ProviderApi(ABC):
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.oauth = OAuthServer(self.name, self.oauth_rules, sandbox)
+        self.subscribers = Subscribers()
 
     @abstractmethod
     def router(self) -> APIRouter:
@@ -115,6 +117,19 @@ class ProviderApi(ABC):
     def webhooks(self, handle: str, day: dt.date, secret: str) -> list[WebhookCall]:
         """The calls that the vendor makes when a day's data is there, signed as the vendor signs."""
         raise LookupError(f"{self.name} calls nobody")
+
+    def kind_of(self, call: WebhookCall) -> str:
+        """What a call tells, in the words of the vendor's subscriptions."""
+        return EVERYTHING
+
+    def subscribed_calls(self, handle: str, day: dt.date) -> list[tuple[str, WebhookCall]]:
+        """The same as `webhooks`, each with the address that subscribed to it."""
+        return [
+            (one.address, call)
+            for one in self.subscribers.to_call(handle, self.sandbox.now())
+            for call in self.webhooks(handle, day, one.secret)
+            if one.kinds & {EVERYTHING, self.kind_of(call)}
+        ]
 
 
 def night_values(date: dt.date, slept: Sequence[Night]) -> list[TrueValue]:

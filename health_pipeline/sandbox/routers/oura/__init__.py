@@ -37,6 +37,7 @@ from health_pipeline.sandbox.routers.oura.documents import (
     Documents,
     heart_rate_rows,
 )
+from health_pipeline.sandbox.routers.oura.subscriptions import SubscriptionRoutes
 
 _ONE_DAY = dt.timedelta(days=1)
 _LONGEST_HEART_RATE_SPAN = dt.timedelta(days=30)
@@ -132,12 +133,19 @@ class API(ProviderApi):
         self._documents = {handle: Documents(life_of(person)) for handle, person in sandbox.people.items()}
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v2/usercollection")
-        router.add_api_route("/personal_info", self._personal_info, methods=["GET"])
-        router.add_api_route("/heartrate", self._heart_rate, methods=["GET"])
-        router.add_api_route("/{kind}", self._many, methods=["GET"])
-        router.add_api_route("/{kind}/{document_id}", self._one, methods=["GET"])
+        data = APIRouter(prefix="/v2/usercollection")
+        data.add_api_route("/personal_info", self._personal_info, methods=["GET"])
+        data.add_api_route("/heartrate", self._heart_rate, methods=["GET"])
+        data.add_api_route("/{kind}", self._many, methods=["GET"])
+        data.add_api_route("/{kind}/{document_id}", self._one, methods=["GET"])
+        router = APIRouter()
+        router.include_router(data)
+        router.include_router(SubscriptionRoutes(self.sandbox, self.oauth, self.subscribers).router())
         return router
+
+    def kind_of(self, call: WebhookCall) -> str:
+        told = orjson.loads(call.body)
+        return f"{told['data_type']}.{told['event_type']}"
 
     def unauthorized(self, reason: str) -> Response:
         return _problem(401, "Unauthorized", f"The access token is not valid: {reason}.")
