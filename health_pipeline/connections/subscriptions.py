@@ -38,6 +38,7 @@ from health_pipeline.providers.base import (
 )
 from health_pipeline.providers.http import (
     ApiClient,
+    PermissionMissingError,
     ProviderError,
     RateLimiter,
     RecordGoneError,
@@ -258,7 +259,7 @@ class Subscriber:
             if kind not in standing:
                 try:
                     standing[kind] = self._create(owner, kind, address)
-                except RequestRejectedError as error:
+                except (RequestRejectedError, PermissionMissingError) as error:
                     done.problems.append(_of(owner, self._refused(kind, address, error)))
                     if not standing:
                         break  # the others would be refused for the same reason
@@ -300,10 +301,10 @@ class Subscriber:
             return True
         return made.get((one.kind, digest(one.address)), False)
 
-    def _refused(self, kind: str, address: str, error: RequestRejectedError) -> str:
+    def _refused(self, kind: str, address: str, error: ProviderError) -> str:
         host = urlsplit(address).netloc
         text = f"{self._provider.title} refused the subscription {kind} to {host}: {error}"
-        if error.status == 409:
+        if error.status == 409 or isinstance(error, PermissionMissingError):
             return text
         parts = urlsplit(address)
         try:

@@ -22,6 +22,7 @@ from health_pipeline.providers._polar_parse import (
     parse,
     schema,
 )
+from health_pipeline.providers._polar_subscriptions import subscriptions
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -275,7 +276,12 @@ PROVIDER = Provider(
     identify=identify,
     disconnect=disconnect,
     webhook=Webhook(
-        carries="notice", scheme="HMAC-SHA256", events=events, verify=verify, challenge=challenge
+        carries="notice",
+        scheme="HMAC-SHA256",
+        events=events,
+        verify=verify,
+        challenge=challenge,
+        subscriptions=subscriptions(tuple(_TOLD)),
     ),
     poll_hours=6,
     parser_version=2,

@@ -35,6 +35,7 @@ from health_pipeline.providers._json import (
     schema_of,
     unknown_fields,
 )
+from health_pipeline.providers._strava_subscriptions import SUBSCRIPTIONS
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -462,6 +463,7 @@ PROVIDER = Provider(
         events=events,
         challenge=challenge,
         deletes_records=True,
+        subscriptions=SUBSCRIPTIONS,
     ),
     entities=(
         Entity(

@@ -16,6 +16,7 @@ import httpx
 
 from health_pipeline.providers._json import MalformedBodyError, load_object
 from health_pipeline.providers._withings_parse import HYPNOGRAM_SCHEMA, SAMPLE_SCHEMA, parse, schema
+from health_pipeline.providers._withings_subscriptions import subscriptions
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -393,7 +394,12 @@ PROVIDER = Provider(
     fetch=fetch,
     identify=identify,
     webhook=Webhook(
-        carries="notice", scheme="secret path", events=events, secret_path=True, challenge=challenge
+        carries="notice",
+        scheme="secret path",
+        events=events,
+        secret_path=True,
+        challenge=challenge,
+        subscriptions=subscriptions((*_TOLD, _USER_EVENT)),
     ),
     poll_hours=6,
 )

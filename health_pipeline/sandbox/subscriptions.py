@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import ssl
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
@@ -71,7 +73,13 @@ class Subscribers:
 async def ask(method: str, address: str, **request: Any) -> httpx.Response | None:
     """The answer of an address to a vendor's question; None where there is none in time."""
     try:
-        async with httpx.AsyncClient(timeout=_SECONDS) as client:
+        async with httpx.AsyncClient(timeout=_SECONDS, verify=_tls_context()) as client:
             return await client.request(method, address, **request)
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """One for all: reading the certificates costs more than a call."""
+    return httpx.create_ssl_context()

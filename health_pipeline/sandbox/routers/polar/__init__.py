@@ -39,6 +39,7 @@ from health_pipeline.sandbox.routers import (
     WebhookCall,
     night_values,
 )
+from health_pipeline.sandbox.routers.polar.subscriptions import SubscriptionRoutes
 from health_pipeline.sandbox.watch import Watched, calendar_day, pulses_awake
 
 #: Seconds until the phone has sent what the watch recorded.
@@ -139,7 +140,11 @@ class API(ProviderApi):
             router.add_api_route(path, self._by_days(of_day), methods=["GET"])
         router.add_api_route("/users/activities/samples/{date}", self._samples_of_day, methods=["GET"])
         router.add_api_route("/users/{user_id}", self._user, methods=["GET", "DELETE"])
+        router.include_router(SubscriptionRoutes(self.sandbox, self.oauth, self.subscribers).router())
         return router
+
+    def kind_of(self, call: WebhookCall) -> str:
+        return call.headers["Polar-Webhook-Event"]
 
     def sample_headers(self, handle: str) -> Mapping[str, str]:
         self._registered.add(handle)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 import orjson
@@ -19,8 +21,11 @@ from health_pipeline.sandbox.life import Day, Life, Workout, life_of
 from health_pipeline.sandbox.oauth import Grant, OAuthRules, TokenError
 from health_pipeline.sandbox.people import EPOCH, person
 from health_pipeline.sandbox.routers import ProviderApi, Revision, SampleRequest, TrueValue, WebhookCall
+from health_pipeline.sandbox.subscriptions import EVERYTHING, Subscribed, ask
 
 _ONE_DAY = dt.timedelta(days=1)
+#: An application has one.
+_SUBSCRIPTION_ID = 120475
 #: Seconds from the end of a workout to its activity: the watch syncs.
 _SYNC_DELAY = 600
 _LARGEST_PAGE = 200
@@ -247,6 +252,9 @@ class API(ProviderApi):
         router.add_api_route("/athlete/activities", self._list, methods=["GET"])
         router.add_api_route("/activities/{activity_id}", self._detail, methods=["GET"])
         router.add_api_route("/activities/{activity_id}/streams", self._streams, methods=["GET"])
+        router.add_api_route("/push_subscriptions", self._subscriptions, methods=["GET"])
+        router.add_api_route("/push_subscriptions", self._subscribe, methods=["POST"])
+        router.add_api_route("/push_subscriptions/{number}", self._unsubscribe, methods=["DELETE"])
         return router
 
     def unauthorized(self, reason: str) -> Response:
@@ -296,7 +304,7 @@ class API(ProviderApi):
                 "aspect_type": "delete" if gone else "update" if edited else "create",
                 "updates": {"type": "Workout"} if edited and not gone else {},
                 "owner_id": watch.athlete_id,
-                "subscription_id": 120475,
+                "subscription_id": _SUBSCRIPTION_ID,
                 "event_time": int(done.end) + _SYNC_DELAY,
             }
             for number, done in told
@@ -374,6 +382,65 @@ class API(ProviderApi):
             return _fault(400, "Bad Request", ("Stream", "key_by_type", "required"))
         return _json(watch.streams(day, done, request.query_params.get("keys", "").split(",")))
 
+    # Where it calls
+
+    async def _subscriptions(self, request: Request) -> Response:
+        client_id = self._client(request.query_params)
+        if client_id is None:
+            return _unknown_client()
+        return _json([one.details for one in self.subscribers if one.client_id == client_id])
+
+    async def _subscribe(self, request: Request) -> Response:
+        form = dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+        client_id = self._client(form)
+        if client_id is None:
+            return _unknown_client()
+        address, token = form.get("callback_url", ""), form.get("verify_token", "")
+        if not address.startswith(("http://", "https://")):
+            return _fault(400, "Bad Request", ("PushSubscription", "callback url", "not a valid URL"))
+        if any(one.client_id == client_id for one in self.subscribers):
+            return _fault(400, "Bad Request", ("PushSubscription", "", "already exists"))
+        challenge = secrets.token_hex(8)
+        query = {"hub.mode": "subscribe", "hub.challenge": challenge, "hub.verify_token": token}
+        answer = await ask("GET", address, params=query)
+        if answer is None or answer.status_code != 200 or not _gives_back(answer.content, challenge):
+            problem = ("PushSubscription", "callback url", "GET to callback URL does not return 200")
+            return _fault(400, "Bad Request", problem)
+        now = self.sandbox.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        shown = {
+            "id": _SUBSCRIPTION_ID,
+            "resource_state": 2,
+            "application_id": 1,
+            "callback_url": address,
+            "created_at": now,
+            "updated_at": now,
+        }
+        self.subscribers.add(
+            Subscribed(
+                address=address,
+                kinds=frozenset({EVERYTHING}),
+                secret="",
+                client_id=client_id,
+                details=shown,
+                subscription_id=str(_SUBSCRIPTION_ID),
+            )
+        )
+        return _json({"id": _SUBSCRIPTION_ID}, 201)
+
+    async def _unsubscribe(self, request: Request, number: str) -> Response:
+        client_id = self._client(request.query_params)
+        if client_id is None:
+            return _unknown_client()
+        if self.subscribers.get(number, client_id) is None:
+            return _fault(404, "Record Not Found", ("PushSubscription", "id", "not found"))
+        self.subscribers.remove(number)
+        return Response(status_code=204)
+
+    def _client(self, given: Mapping[str, str]) -> str | None:
+        client_id = given.get("client_id", "")
+        known = self.oauth.client_secret(client_id, given.get("client_secret", ""))
+        return None if known is None else client_id
+
     # Parts
 
     def _now(self) -> float:
@@ -399,6 +466,18 @@ class API(ProviderApi):
     @staticmethod
     def _may_see(watch: Watch, day: Day, grant: Grant) -> bool:
         return "activity:read_all" in grant.scopes or not watch.is_private(day)
+
+
+def _unknown_client() -> Response:
+    return _fault(401, "Authorization Error", ("Application", "client_id", "invalid"))
+
+
+def _gives_back(content: bytes, challenge: str) -> bool:
+    try:
+        said = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(said, dict) and said.get("hub.challenge") == challenge
 
 
 def _number(request: Request, name: str) -> int | None:

@@ -39,6 +39,7 @@ from health_pipeline.sandbox.routers.withings.documents import (
     score,
     warmth,
 )
+from health_pipeline.sandbox.subscriptions import Subscribed, ask
 
 _ONE_DAY = dt.timedelta(days=1)
 _LONGEST_SPAN = 86_400
@@ -67,6 +68,14 @@ _OF_THE_ROW = (
     *("date", "timezone", "deviceid", "hash_deviceid", "brand", "is_tracker", "modified", "model"),
     *("modelid", "model_id", "startdate", "enddate", "state"),
 )
+
+#: What can be subscribed to, by number, and the scope it takes.
+_APPLIS = {
+    **dict.fromkeys(("1", "2", "4", "54", "58"), "user.metrics"),
+    **dict.fromkeys(("16", "44"), "user.activity"),
+    **dict.fromkeys(("50", "51", "52"), "user.sleepevents"),
+    "46": "user.info",
+}
 
 Form = Mapping[str, str]
 
@@ -171,7 +180,11 @@ class API(ProviderApi):
         router = APIRouter()
         for path in sorted({path for path, _ in self._actions}):
             router.add_api_route(f"/{path}", self._call, methods=["GET", "POST"])
+        router.add_api_route("/notify", self._notify, methods=["GET", "POST"])
         return router
+
+    def kind_of(self, call: WebhookCall) -> str:
+        return dict(parse_qsl(call.body.decode()))["appli"]
 
     def unauthorized(self, reason: str) -> Response:
         return _answer({}, 401, f"invalid_token: {reason}")
@@ -325,6 +338,45 @@ class API(ProviderApi):
             return _answer(act(self._documents[grant.handle], form))
         except _ApiError as error:
             return _answer({}, error.status, error.error)
+
+    async def _notify(self, request: Request) -> Response:
+        """Who is told of a person's data, by `appli`; an address is asked with HEAD before it is taken."""
+        form = dict(request.query_params) | dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+        try:
+            grant = self.oauth.grant(request)
+        except TokenError as error:
+            return self.unauthorized(str(error))
+        action, appli, address = (form.get(name, "") for name in ("action", "appli", "callbackurl"))
+        mine = [one for one in self.subscribers if one.handle == grant.handle]
+        if action == "list":
+            return _answer({"profiles": [one.details for one in mine if appli in ("", *one.kinds)]})
+        if action not in ("get", "subscribe", "revoke"):
+            return _answer({}, 2554, "Not implemented")
+        if appli not in _APPLIS:
+            return _answer({}, 503, "Invalid params: appli")
+        found = next((one for one in mine if one.address == address and appli in one.kinds), None)
+        if action == "subscribe":
+            return await self._subscribe(grant, appli, address, form.get("comment", ""), found)
+        if found is None:
+            return _answer({}, 286, "No such subscription was found")
+        if action == "revoke":
+            self.subscribers.remove(found.subscription_id)
+        return _answer(found.details if action == "get" else {})
+
+    async def _subscribe(
+        self, grant: Grant, appli: str, address: str, comment: str, found: Subscribed | None
+    ) -> Response:
+        if _APPLIS[appli] not in grant.scopes:
+            return _answer({}, 2555, f"Unauthorized: the scope {_APPLIS[appli]} was not granted")
+        answer = await ask("HEAD", address)
+        if answer is None or answer.status_code != 200:
+            return _answer({}, 293, "Callback URL is either unknown or invalid")
+        if found is None:
+            details = {"appli": int(appli), "callbackurl": address, "comment": comment}
+            self.subscribers.add(
+                Subscribed(address, frozenset({appli}), secret="", handle=grant.handle, details=details)
+            )
+        return _answer({})
 
     def _getmeas(self, documents: Documents, form: Form) -> object:
         wanted = _integers(form, "meastypes") | _integers(form, "meastype")
