@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import dagster as dg
 
-from health_pipeline.defs import canonical, checks, dead_runs, engine, events, jobs, settled, sources
+from health_pipeline.defs import (
+    canonical,
+    checks,
+    dead_runs,
+    engine,
+    events,
+    jobs,
+    settled,
+    sources,
+    subscriptions,
+)
 from health_pipeline.defs.resources import Platform
 
 defs = dg.Definitions.merge(
@@ -15,6 +25,7 @@ defs = dg.Definitions.merge(
     settled.defs,  # ops/settled: what was asked for is done
     jobs.defs,  # when they run
     events.defs,  # what webhooks and requests start
+    subscriptions.defs,  # where providers call us
     dead_runs.defs,  # runs whose process was killed
     dg.Definitions(
         resources={"platform": Platform()},

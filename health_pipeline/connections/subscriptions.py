@@ -18,12 +18,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from health_pipeline.connections.accounts import (
+    ConnectedAccount,
     ReconnectError,
     RenewalError,
     active_accounts,
     writing_key,
 )
-from health_pipeline.connections.callback import callback_address, own_secrets
+from health_pipeline.connections.callback import ReceiverAddressError, callback_address, own_secrets
 from health_pipeline.connections.connect import token_of
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
@@ -44,6 +45,7 @@ from health_pipeline.providers.http import (
     RecordGoneError,
     RequestRejectedError,
 )
+from health_pipeline.providers.registry import get
 from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.lock import hold
@@ -55,6 +57,8 @@ from health_pipeline.warehouse.models import (
 
 #: What has less than this left of its life is renewed.
 RENEW_BEFORE = dt.timedelta(days=7)
+#: With less than this left, something keeps it from being renewed.
+EXPIRES_SOON = dt.timedelta(days=4)
 _PROBE_SECONDS = 5.0
 
 
@@ -137,9 +141,14 @@ class Subscriber:
         nothing can be done, ReceiverAddressError.
         """
         address = callback_address(self._settings, self._provider)
+        if not self._is_target():
+            raise SubscriptionError(
+                f"{self._provider.title} was not subscribed to; first say "
+                f"`health-pipeline webhooks subscribe {self._provider.name}`"
+            )
         done = Ensured()
         with self._held():
-            for owner in self._owners(done):
+            for owner in self._owners():
                 try:
                     self._ensure(owner, address, now, renew, done)
                 except (ProviderError, RenewalError, ReconnectError, VaultError) as error:
@@ -159,7 +168,7 @@ class Subscriber:
         """What the provider has, ours and others'. Raises SubscriptionError."""
         failed = Ensured()
         found = []
-        for owner in self._owners(failed):
+        for owner in self._owners():
             try:
                 there = self._api.list(owner.client, owner.credentials)
             except (ProviderError, RenewalError, ReconnectError, VaultError) as error:
@@ -178,7 +187,7 @@ class Subscriber:
         """End what we made, at whatever address, and what calls our address now. Raises SubscriptionError."""
         done = Ensured()
         with self._held():
-            for owner in self._owners(done):
+            for owner in self._owners():
                 try:
                     self._delete(owner, done, callback_address(self._settings, self._provider))
                 except (ProviderError, RenewalError, ReconnectError, VaultError) as error:
@@ -200,7 +209,7 @@ class Subscriber:
                 )
             yield
 
-    def _owners(self, done: Ensured) -> Iterator[_Owner]:
+    def _owners(self) -> Iterator[_Owner]:
         endpoint = self._endpoint
         secret = endpoint.client_secret.get_secret_value()
         if self._api.per == "application":
@@ -323,6 +332,11 @@ class Subscriber:
 
     # What is noted
 
+    def _is_target(self) -> bool:
+        with self._engine.connect() as connection:
+            query = sa.select(WebhookTarget.provider).where(*self._here(WebhookTarget))
+            return connection.execute(query).one_or_none() is not None
+
     def _here(
         self, table: type[WebhookTarget] | type[WebhookSubscription]
     ) -> tuple[sa.ColumnElement[bool], ...]:
@@ -395,7 +409,7 @@ def api_of(provider: Provider, settings: Settings) -> Subscriptions:
         return webhook.subscriptions
     secret = f"HEALTH_PIPELINE_{provider.name.upper()}_WEBHOOK_SECRET"
     address = callback_address(settings, provider)
-    how = webhook.dashboard or "enter this address where you registered the application"
+    how = webhook.dashboard or "enter it where the application was registered"
     text = f"{provider.title} is told by hand where to call: {how}\n\n  {address}\n"
     if webhook.signed_by_client:
         text += "\nIts calls are signed with the client secret: there is nothing else to set."
@@ -500,31 +514,91 @@ def signing_secrets(engine: sa.Engine, vault: Vault, settings: Settings, provide
     return [vault.decrypt(row.key_id, row.secret) for row in rows]
 
 
-def targets(engine: sa.Engine) -> list[WebhookTarget]:
-    """The providers that were subscribed to, by name."""
-    with sa.orm.Session(engine, expire_on_commit=False) as session:
-        query = sa.select(WebhookTarget).order_by(WebhookTarget.provider, WebhookTarget.environment)
-        return list(session.scalars(query))
-
-
-def unsubscribed_accounts(engine: sa.Engine, provider: str) -> list[int]:
-    """Active accounts, by id, of a provider that was subscribed to, which have no subscription themselves."""
+def targets(engine: sa.Engine, settings: Settings) -> list[Provider]:
+    """The providers that were subscribed to, in the environment that they are configured for now."""
     with engine.connect() as connection:
-        environments = set(
-            connection.execute(
-                sa.select(WebhookTarget.environment).where(WebhookTarget.provider == provider)
-            ).scalars()
-        )
-        known = set(
-            connection.execute(
-                sa.select(WebhookSubscription.account_id).where(WebhookSubscription.provider == provider)
-            ).scalars()
-        )
-    return [
-        account.account_id
-        for account in active_accounts(engine, provider)
-        if account.environment in environments and account.account_id not in known
+        rows = connection.execute(
+            sa.select(WebhookTarget.provider, WebhookTarget.environment).order_by(WebhookTarget.provider)
+        ).all()
+    found = []
+    for row in rows:
+        provider = get(row.provider)
+        try:
+            if endpoint_of(provider, settings).environment == row.environment:
+                found.append(provider)
+        except ProviderNotConfiguredError:
+            continue
+    return found
+
+
+def keep_up(
+    warehouse: Warehouse, vault: Vault, settings: Settings, now: dt.datetime
+) -> dict[str, Ensured | str]:
+    """`Subscriber.ensure` for every provider that was subscribed to: what was done, or why nothing was.
+
+    One provider's trouble does not keep the others from theirs; it is noted with the provider.
+    """
+    found: dict[str, Ensured | str] = {}
+    for provider in targets(warehouse.engine, settings):
+        try:
+            found[provider.name] = Subscriber(warehouse, vault, settings, provider).ensure(now)
+        except (SubscriptionError, ReceiverAddressError, ProviderNotConfiguredError, LookupError) as error:
+            found[provider.name] = str(error)
+            environment = endpoint_of(provider, settings).environment
+            with warehouse.engine.begin() as connection:
+                connection.execute(
+                    sa.update(WebhookTarget)
+                    .where(WebhookTarget.provider == provider.name, WebhookTarget.environment == environment)
+                    .values(checked_at=now, last_error=str(error))
+                )
+    return found
+
+
+def troubles(engine: sa.Engine, settings: Settings, now: dt.datetime) -> list[tuple[str, str]]:
+    """(provider, what is wrong) of those that were subscribed to and may not call."""
+    names = [provider.name for provider in targets(engine, settings)]
+    soon = WebhookSubscription.expires_at < now + EXPIRES_SOON
+    with engine.connect() as connection:
+        failed = connection.execute(
+            sa.select(WebhookTarget.provider, WebhookTarget.last_error)
+            .where(WebhookTarget.provider.in_(names), WebhookTarget.last_error.isnot(None))
+            .order_by(WebhookTarget.provider)
+        ).all()
+        expiring = connection.execute(
+            sa.select(
+                WebhookSubscription.provider, sa.func.count(), sa.func.min(WebhookSubscription.expires_at)
+            )
+            .where(WebhookSubscription.provider.in_(names), soon)
+            .group_by(WebhookSubscription.provider)
+        ).all()
+    return [(row.provider, row.last_error) for row in failed] + [
+        (provider, f"{count} subscriptions were not renewed and expire from {first:%Y-%m-%d %H:%M} UTC on")
+        for provider, count, first in expiring
     ]
+
+
+def unsubscribed_accounts(engine: sa.Engine, settings: Settings) -> list[ConnectedAccount]:
+    """Active accounts without a subscription, of providers that were subscribed to account by account."""
+    found = []
+    for provider in targets(engine, settings):
+        api = api_of(provider, settings)
+        if api.per != "account":
+            continue
+        environment = endpoint_of(provider, settings).environment
+        with engine.connect() as connection:
+            known = set(
+                connection.execute(
+                    sa.select(WebhookSubscription.account_id).where(
+                        WebhookSubscription.provider == provider.name
+                    )
+                ).scalars()
+            )
+        found += [
+            account
+            for account in active_accounts(engine, provider.name)
+            if account.environment == environment and account.account_id not in known
+        ]
+    return found
 
 
 def digest(address: str) -> str:

@@ -378,6 +378,8 @@ PROVIDER = Provider(
         scheme="unsigned; secret path, and callback addresses of the API's own host only",
         secret_path=True,
         events=events,
+        dashboard="enter it in the endpoint configuration tool for every summary type, as ping or push, "
+        "and for deregistrations and changes of permissions",
     ),
     # The program takes no new applications.
     enabled=False,

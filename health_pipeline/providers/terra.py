@@ -278,6 +278,7 @@ PROVIDER = Provider(
         scheme="HMAC-SHA256 of `t.body` in X-Terra-Signature, at most five minutes old",
         events=events,
         verify=verify,
+        dashboard="add it as a webhook destination on the dashboard",
     ),
     parse=parse,
     fetch=fetch,

@@ -505,6 +505,7 @@ PROVIDER = Provider(
         verify=verify,
         deletes_records=True,
         signed_by_client=True,
+        dashboard="add it to the app as a webhook URL, model version v2, on the developer dashboard",
     ),
     entities=(
         _list("sleep", _SLEEPS, "One row a sleep or nap; stages as totals.", "read:sleep"),

@@ -8,28 +8,37 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 import uvicorn
+from click.testing import CliRunner
 
+from health_pipeline.cli import main
 from health_pipeline.connections.callback import ReceiverAddressError, callback_address
 from health_pipeline.connections.connect import connect_sandbox_person
+from health_pipeline.connections.disconnect import disconnect
+from health_pipeline.connections.rotation import rotate
 from health_pipeline.connections.subscriptions import (
+    ByHandError,
+    Ensured,
     Subscriber,
     SubscriptionError,
+    keep_up,
+    troubles,
+    unsubscribed_accounts,
 )
 from health_pipeline.connections.users import ensure_user
-from health_pipeline.connections.vault import Vault
+from health_pipeline.connections.vault import Vault, open_vault
 from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.store import RawStore
 from health_pipeline.receiver.app import create_app
 from health_pipeline.runtime.receiver import secrets_of
 from health_pipeline.sandbox.server import RunningSandbox
-from health_pipeline.settings import Settings
+from health_pipeline.settings import Settings, load_settings
 from health_pipeline.warehouse.connection import Warehouse
 
 DAY = dt.date(2026, 9, 10)
@@ -125,15 +134,27 @@ def test_subscribed_once_then_called(desk: Desk, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BY_API)
-def test_what_the_provider_lost_is_made_again_and_others_are_left_alone(desk: Desk, name: str) -> None:
+def test_made_again_where_lost_moved_with_the_address_and_others_left_alone(desk: Desk, name: str) -> None:
     desk.connect(name)
     subscriber = desk.subscriber(name)
     total = subscriber.subscribe(desk.now).standing
     subscribers = desk.sandbox.app.state.apis[name].subscribers
-    lost = desk.at_provider(name)[0]
-    subscribers.remove(lost.subscription_id)
+    subscribers.remove(desk.at_provider(name)[0].subscription_id)
     done = subscriber.ensure(desk.now)
     assert (done.standing, done.created, done.deleted) == (total, 1, 0)
+    if name == "oura":
+        elsewhere = replace(
+            desk.at_provider(name)[0], subscription_id="x", address="https://else.example/hook"
+        )
+        elsewhere.kinds = frozenset({"tag.create"})
+        subscribers.add(elsewhere)
+    moved = desk.subscriber(
+        name, receiver_url=str(desk.settings.receiver_url).replace("127.0.0.1", "localhost")
+    )
+    done = moved.ensure(desk.now)
+    assert (done.standing, done.created, done.deleted) == (total, total, total)
+    assert moved.delete().deleted == total
+    assert [one.address for one in desk.at_provider(name)] == ["https://else.example/hook"] * (name == "oura")
 
 
 @pytest.mark.parametrize("name", EXPIRING)
@@ -187,3 +208,95 @@ def test_address_of_a_live_provider_is_asked_for_and_https(
         with pytest.raises(ReceiverAddressError, match=words):
             desk.subscriber("oura", receiver_url=given).subscribe(desk.now)
     assert desk.rows("select 1 from ops.webhook_targets") == []
+
+
+def test_what_polar_signs_with_is_kept_encrypted_and_survives_a_new_key(desk: Desk) -> None:
+    desk.subscriber("polar").subscribe(desk.now)
+    (secret,) = [one.secret for one in desk.at_provider("polar")]
+    assert secret in secrets_of(desk.settings, desk.warehouse).of(get("polar"))
+    ((key_id, kept),) = desk.rows("select key_id, secret from ops.webhook_subscriptions")
+    assert secret.encode() not in bytes(kept)
+    rotate(desk.warehouse.engine, desk.settings)
+    assert desk.rows("select key_id from ops.webhook_subscriptions")[0][0] != key_id
+    assert secret in secrets_of(desk.settings, desk.warehouse).of(get("polar"))
+    # Stopped after a week of failures, it is set going again; with its secret lost, it is made anew.
+    vault = open_vault(desk.settings)
+    subscriber = Subscriber(desk.warehouse, vault, desk.settings, get("polar"))
+    desk.at_provider("polar")[0].active = False
+    assert subscriber.ensure(desk.now).renewed == 1
+    assert desk.at_provider("polar")[0].active
+    with desk.warehouse.engine.begin() as connection:
+        connection.exec_driver_sql("update ops.webhook_subscriptions set key_id = null, secret = null")
+    done = subscriber.ensure(desk.now)
+    assert (done.deleted, done.created) == (1, 1)
+    assert desk.at_provider("polar")[0].secret in secrets_of(desk.settings, desk.warehouse).of(get("polar"))
+
+
+def test_withings_accounts_come_and_go_with_their_subscriptions(desk: Desk) -> None:
+    ada = desk.connect("withings", "ada")
+    first = desk.subscriber("withings").subscribe(desk.now)
+    ben = desk.connect("withings", "ben")
+    waiting = unsubscribed_accounts(desk.warehouse.engine, desk.settings)
+    assert [account.user_id for account in waiting] == [ben]
+    found = keep_up(desk.warehouse, desk.vault, desk.settings, desk.now)["withings"]
+    assert isinstance(found, Ensured)
+    assert (found.standing, found.created) == (2 * first.standing, first.standing)
+    assert unsubscribed_accounts(desk.warehouse.engine, desk.settings) == []
+    disconnect(desk.warehouse, desk.vault, desk.settings, get("withings"), ada)
+    assert {one.handle for one in desk.at_provider("withings")} == {"ben"}
+    assert desk.rows("select count(*) from ops.webhook_subscriptions")[0][0] == first.standing
+    # One whose grant is gone does not keep the others from theirs.
+    httpx.post(f"{desk.sandbox.url}/__revoke", json={"provider": "withings", "handle": "ben"})
+    desk.connect("withings", "ada")
+    found = keep_up(desk.warehouse, desk.vault, desk.settings, desk.now)["withings"]
+    assert isinstance(found, Ensured)
+    assert found.created == first.standing
+    assert [problem.partition(":")[0] for problem in found.problems] == ["ben"]
+    assert "ben" in troubles(desk.warehouse.engine, desk.settings, desk.now)[0][1]
+
+
+def test_what_expires_unrenewed_is_told(desk: Desk) -> None:
+    desk.subscriber("strava").subscribe(desk.now)
+    assert troubles(desk.warehouse.engine, desk.settings, desk.now) == []
+    with desk.warehouse.engine.begin() as connection:
+        connection.execute(
+            sa.text("update ops.webhook_subscriptions set expires_at = :at"),
+            {"at": desk.now + dt.timedelta(days=2)},
+        )
+    ((provider, problem),) = troubles(desk.warehouse.engine, desk.settings, desk.now)
+    assert (provider, "1 subscriptions were not renewed" in problem) == ("strava", True)
+
+
+def test_told_by_hand_where_there_is_no_api(desk: Desk) -> None:
+    for name in ("whoop", "garmin", "terra"):
+        with pytest.raises(ByHandError) as refused:
+            desk.subscriber(name)
+        said = str(refused.value)
+        assert callback_address(desk.settings, get(name)) in said
+        assert ("HEALTH_PIPELINE_TERRA_WEBHOOK_SECRET" in said) == (name == "terra")
+
+
+def test_commands(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEALTH_PIPELINE_SANDBOX_URL", desk.sandbox.url)
+    monkeypatch.setenv("HEALTH_PIPELINE_RECEIVER_URL", str(desk.settings.receiver_url))
+    load_settings.cache_clear()
+
+    def said(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(main, ["webhooks", *words])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "first say" in said("renew", "strava", code=1)
+    assert said("list", "strava") == "no subscriptions\n"
+    assert "1 subscriptions stand (1 made)" in said("subscribe", "strava")
+    assert "nothing was to be done" in said("subscribe", "strava")
+    address = said("address", "strava").strip()
+    assert address == callback_address(desk.settings, get("strava"))
+    shown = said("list", "strava")
+    assert "ours" in shown
+    # What must not be guessed is not shown by the way.
+    assert address.rpartition("/")[2] not in shown
+    assert "1 subscriptions ended" in said("delete", "strava")
+    tried = said("try", "oura", "--user", "ada", "--day", str(DAY))
+    assert "answers: 200 200" in tried
+    assert "sends no webhooks" in said("subscribe", "dexcom", code=1)
