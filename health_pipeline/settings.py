@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         text = os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_WEBHOOK_SECRET", "")
         return [secret.strip() for secret in text.split(",") if secret.strip()]
 
+    def service_account(self, provider: str) -> Path | None:
+        """The key file of a provider's service account: `HEALTH_PIPELINE_<PROVIDER>_SERVICE_ACCOUNT`."""
+        path = os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_SERVICE_ACCOUNT")
+        return Path(path).expanduser() if path else None
+
     def provider_base_url(self, provider: str) -> str | None:
         """The server of a provider, where it is not the vendor's only one: `…_<PROVIDER>_BASE_URL`."""
         return os.environ.get(f"HEALTH_PIPELINE_{provider.upper()}_BASE_URL") or None

@@ -27,6 +27,7 @@ from health_pipeline.connections.accounts import (
 from health_pipeline.connections.callback import ReceiverAddressError, callback_address, own_secrets
 from health_pipeline.connections.connect import token_of
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
+from health_pipeline.connections.service_account import service_token
 from health_pipeline.connections.vault import Vault, VaultError
 from health_pipeline.providers.base import (
     Credentials,
@@ -214,8 +215,7 @@ class Subscriber:
         secret = endpoint.client_secret.get_secret_value()
         if self._api.per == "application":
             credentials = Credentials(endpoint.client_id, secret, "")
-            authorize = self._api.authorize
-            headers = {} if authorize is None else dict(authorize(credentials))
+            headers = self._application_headers(credentials)
             with ApiClient(
                 self._provider.name,
                 endpoint.base_url,
@@ -246,6 +246,13 @@ class Subscriber:
                     client,
                     Credentials(endpoint.client_id, secret, ""),
                 )
+
+    def _application_headers(self, credentials: Credentials) -> dict[str, str]:
+        if self._api.service_account is not None:
+            scope = self._api.service_account
+            token = service_token(self._settings, self._provider, self._endpoint, scope)
+            return {"Authorization": f"Bearer {token}"}
+        return {} if self._api.authorize is None else dict(self._api.authorize(credentials))
 
     def _ensure(self, owner: _Owner, address: str, now: dt.datetime, renew: bool, done: Ensured) -> None:
         made = self._made(owner)

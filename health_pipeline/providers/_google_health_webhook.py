@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from health_pipeline.providers._google_health_subscriptions import subscriptions
 from health_pipeline.providers.base import Event, Webhook, WebhookRequest, Window
 
 #: Where the vendor publishes the keys that its calls are signed with.
@@ -46,6 +47,7 @@ def webhook(entities: Mapping[str, str]) -> Webhook:
         status=204,
         refusal=401,
         keyset_url=KEYSET_URL,
+        subscriptions=subscriptions(entities),
     )
 
 
@@ -83,7 +85,13 @@ def challenge(request: WebhookRequest, secrets: Sequence[str]) -> tuple[int, str
     if request.method != "POST" or _loaded(request.body) != _VERIFICATION:
         return None
     given = (request.header("authorization") or "").encode()
-    ours = [secret.encode() for secret in secrets if secret and not secret.lstrip().startswith("{")]
+    ours = [
+        value.encode()
+        for secret in secrets
+        if secret and not secret.lstrip().startswith("{")
+        # One that we made goes with its scheme.
+        for value in (secret, f"Bearer {secret}")
+    ]
     # All are compared, so that the time taken says nothing.
     known = sum(hmac.compare_digest(given, value) for value in ours)
     return (201 if known else 401), "application/json", b"{}"

@@ -319,6 +319,8 @@ class Subscriptions:
     headers of them where they go into headers), or each account's, with its token. `kinds` are those we want,
     one subscription each. `list` gives all there are, at other addresses too; `create` makes one, `delete` ends
     one, and `renew` keeps one going that expires or is no longer active (None where there is no such thing).
+    `service_account` is the scope of the token to ask with where that is a service account's (RFC 7523), whose key
+    file HEALTH_PIPELINE_<NAME>_SERVICE_ACCOUNT names.
     `gives_secret` is True where the answer to `create`, and nothing else ever, has the secret of the calls.
     `explain(response)` says in our words why a request was refused; None where there is nothing to add. All
     raise the errors of `ApiClient.request`.
@@ -331,6 +333,7 @@ class Subscriptions:
     delete: Callable[[ApiClient, Credentials, Subscription], None]
     renew: Callable[[ApiClient, Credentials, Subscription], Subscription] | None = None
     authorize: Callable[[Credentials], Mapping[str, str]] | None = None
+    service_account: str | None = None
     gives_secret: bool = False
     explain: Callable[[httpx.Response], str | None] | None = None
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import httpx
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, HttpUrl
 
@@ -236,6 +236,14 @@ def _accounts(sandbox: Sandbox, apis: Mapping[str, ProviderApi]) -> APIRouter:
         _person(sandbox, handle)
         try:
             return dict(_api(apis, provider).account(handle))
+        except LookupError as error:
+            raise HTTPException(404, str(error)) from error
+
+    @router.get("/__service_accounts/{provider}")
+    async def service_account(provider: str, request: Request) -> dict[str, Any]:
+        root = str(request.base_url).rstrip("/")
+        try:
+            return dict(_api(apis, provider).service_account(f"{root}/{provider}"))
         except LookupError as error:
             raise HTTPException(404, str(error)) from error
 

@@ -114,6 +114,14 @@ class ProviderApi(ABC):
         """
         return {}
 
+    def service_account(self, root: str) -> Mapping[str, str]:
+        """The key file of an application's service account, where there are such; `root` is the provider's address.
+
+        Raises:
+            LookupError: there are none.
+        """
+        raise LookupError(f"{self.name} has no service accounts")
+
     def webhooks(self, handle: str, day: dt.date, secret: str) -> list[WebhookCall]:
         """The calls that the vendor makes when a day's data is there, signed as the vendor signs."""
         raise LookupError(f"{self.name} calls nobody")

@@ -9,11 +9,12 @@ import base64
 import binascii
 import datetime as dt
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import numpy as np
 import orjson
@@ -45,6 +46,7 @@ from health_pipeline.sandbox.routers.google_health.points import (
     iso,
 )
 from health_pipeline.sandbox.routers.google_health.signing import Signer
+from health_pipeline.sandbox.routers.google_health.subscribers import ServiceAccount, SubscriberRoutes
 
 _ONE_DAY = dt.timedelta(days=1)
 _SCOPE = "https://www.googleapis.com/auth/googlehealth."
@@ -158,6 +160,17 @@ class _GoogleOAuth(OAuthServer):
     def __init__(self, provider: str, rules: OAuthRules, sandbox: Sandbox) -> None:
         super().__init__(provider, rules, sandbox)
         self._online: set[str] = set()
+        self.service_account = ServiceAccount()
+
+    async def _token(self, request: Request) -> Response:
+        form = dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+        if form.get("grant_type") != "urn:ietf:params:oauth:grant-type:jwt-bearer":
+            return await super()._token(request)
+        # An assertion is dated by its maker's clock, which is not the sandbox's.
+        answer = self.service_account.token(form.get("assertion", ""), time.time())
+        if answer is None:
+            return _json({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}, 400)
+        return _json(answer)
 
     async def _authorize(self, request: Request) -> Response:
         answer = await super()._authorize(request)
@@ -222,7 +235,7 @@ class API(ProviderApi):
 
     def __init__(self, sandbox: Sandbox) -> None:
         super().__init__(sandbox)
-        self.oauth = _GoogleOAuth(self.name, self.oauth_rules, sandbox)
+        self.oauth = self._google_oauth = _GoogleOAuth(self.name, self.oauth_rules, sandbox)
         self.signer = Signer(sandbox.seed)
         self._points = {handle: Points(life_of(person)) for handle, person in sandbox.people.items()}
 
@@ -237,7 +250,15 @@ class API(ProviderApi):
         # Of another host at the vendor's.
         keyset = "/googlehealthapi/webhooks/webhooks_public_keyset.json"
         router.add_api_route(keyset, self._keyset, methods=["GET"])
+        account = self._google_oauth.service_account
+        router.include_router(SubscriberRoutes(self.sandbox, account, self.subscribers).router())
         return router
+
+    def service_account(self, root: str) -> Mapping[str, str]:
+        return self._google_oauth.service_account.key_file(f"{root}/token")
+
+    def kind_of(self, call: WebhookCall) -> str:
+        return str(orjson.loads(call.body)[0]["data"]["dataType"])
 
     def unauthorized(self, reason: str) -> Response:
         message = f"Request had invalid authentication credentials: {reason}."
