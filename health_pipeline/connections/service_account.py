@@ -26,6 +26,7 @@ def service_token(settings: Settings, provider: Provider, endpoint: Endpoint, sc
         warnings.simplefilter("ignore")  # Authlib announces a change of its HTTP library at import
         from authlib.common.errors import AuthlibBaseError
         from authlib.integrations.httpx_client import AssertionClient
+        from joserfc.jwk import RSAKey
     try:
         with AssertionClient(
             token_endpoint=key["token_uri"],
@@ -34,7 +35,7 @@ def service_token(settings: Settings, provider: Provider, endpoint: Endpoint, sc
             audience=key["token_uri"],
             claims={"scope": scope},
             header={"alg": "RS256", "kid": key["private_key_id"]},
-            key=key["private_key"],
+            key=RSAKey.import_key(key["private_key"]),
             timeout=30,
         ) as client:
             return str(client.refresh_token()["access_token"])

@@ -67,6 +67,16 @@ class SubscriptionError(RuntimeError):
     """The provider's subscriptions are not as they should be; the message says what to do."""
 
 
+#: What may keep a provider's subscriptions from being looked after.
+_TROUBLES = (
+    SubscriptionError,
+    ReceiverAddressError,
+    ProviderNotConfiguredError,
+    RenewalError,
+    LookupError,
+)
+
+
 class ByHandError(LookupError):
     """The provider has no API for its subscriptions; the message says what to enter on its dashboard."""
 
@@ -187,10 +197,14 @@ class Subscriber:
     def delete(self) -> Ensured:
         """End what we made, at whatever address, and what calls our address now. Raises SubscriptionError."""
         done = Ensured()
+        try:
+            address = callback_address(self._settings, self._provider)
+        except ReceiverAddressError:
+            address = None
         with self._held():
             for owner in self._owners():
                 try:
-                    self._delete(owner, done, callback_address(self._settings, self._provider))
+                    self._delete(owner, done, address)
                 except (ProviderError, RenewalError, ReconnectError, VaultError) as error:
                     done.problems.append(_of(owner, str(error)))
             if done.problems and self._api.per == "application":
@@ -549,7 +563,7 @@ def keep_up(
     for provider in targets(warehouse.engine, settings):
         try:
             found[provider.name] = Subscriber(warehouse, vault, settings, provider).ensure(now)
-        except (SubscriptionError, ReceiverAddressError, ProviderNotConfiguredError, LookupError) as error:
+        except _TROUBLES as error:
             found[provider.name] = str(error)
             environment = endpoint_of(provider, settings).environment
             with warehouse.engine.begin() as connection:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import dagster as dg
 import httpx
 import pytest
 import sqlalchemy as sa
-import uvicorn
 from click.testing import CliRunner
+from serving import served
 
 from health_pipeline.cli import main
 from health_pipeline.connections.callback import ReceiverAddressError, callback_address
@@ -33,6 +31,13 @@ from health_pipeline.connections.subscriptions import (
 )
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import Vault, open_vault
+from health_pipeline.defs.resources import Platform
+from health_pipeline.defs.subscriptions import (
+    new_accounts_sensor,
+    providers_call,
+    subscriptions_schedule,
+    webhook_subscriptions,
+)
 from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.store import RawStore
 from health_pipeline.receiver.app import create_app
@@ -44,20 +49,6 @@ from health_pipeline.warehouse.connection import Warehouse
 DAY = dt.date(2026, 9, 10)
 BY_API = [name for name, one in all_providers().items() if one.webhook and one.webhook.subscriptions]
 EXPIRING = ["oura"]
-
-
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @dataclass
@@ -276,10 +267,46 @@ def test_told_by_hand_where_there_is_no_api(desk: Desk) -> None:
         assert ("HEALTH_PIPELINE_TERRA_WEBHOOK_SECRET" in said) == (name == "terra")
 
 
-def test_commands(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_environment(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """For what reads the settings itself."""
     monkeypatch.setenv("HEALTH_PIPELINE_SANDBOX_URL", desk.sandbox.url)
     monkeypatch.setenv("HEALTH_PIPELINE_RECEIVER_URL", str(desk.settings.receiver_url))
     load_settings.cache_clear()
+    return desk
+
+
+def test_daily_run_and_new_accounts(in_environment: Desk) -> None:
+    desk = in_environment
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert isinstance(subscriptions_schedule(dg.build_schedule_context(instance)), dg.SkipReason)
+        desk.subscriber("withings").subscribe(desk.now)
+        assert isinstance(subscriptions_schedule(dg.build_schedule_context(instance)), dg.RunRequest)
+        desk.connect("withings")
+        asked = new_accounts_sensor(dg.build_sensor_context(instance))
+        assert isinstance(asked, dg.SensorResult)
+        again = new_accounts_sensor(dg.build_sensor_context(instance, cursor=asked.cursor))
+        assert isinstance(again, dg.SkipReason)
+
+        def run() -> dg.ExecuteInProcessResult:
+            return dg.materialize(
+                [webhook_subscriptions, providers_call], resources={"platform": Platform()}, instance=instance
+            )
+
+        result = run()
+        kinds = get("withings").webhook.subscriptions.kinds  # type: ignore[union-attr]
+        (done,) = result.asset_materializations_for_node("ops__webhook_subscriptions")
+        assert done.metadata["made"].value == len(kinds)
+        assert [check.passed for check in result.get_asset_check_evaluations()] == [True]
+        assert isinstance(new_accounts_sensor(dg.build_sensor_context(instance)), dg.SkipReason)
+        httpx.post(f"{desk.sandbox.url}/__revoke", json={"provider": "withings", "handle": "ada"})
+        (check,) = run().get_asset_check_evaluations()
+        assert not check.passed
+        assert "withings: ada:" in str(check.metadata["problems"].value)
+
+
+def test_commands(in_environment: Desk) -> None:
+    desk = in_environment
 
     def said(*words: str, code: int = 0) -> str:
         result = CliRunner().invoke(main, ["webhooks", *words])
