@@ -271,8 +271,9 @@ def test_models_and_migrations_say_the_same(warehouse: Warehouse) -> None:
                 if isinstance(constraint, sa.CheckConstraint)
             }, table.name
             found = {
-                (key["constrained_columns"][0], key.get("options", {}).get("ondelete"))
+                (column, key.get("options", {}).get("ondelete"))
                 for key in inspector.get_foreign_keys(table.name, schema=SCHEMA)
+                for column in key["constrained_columns"]
             }
             assert found == {(key.parent.name, key.ondelete) for key in table.foreign_keys}, table.name
 
