@@ -123,14 +123,20 @@ def _tell_provider(
         return None  # told before, or never connected
     if provider.password is not None:
         return None  # what there is to end is the password, and that is deleted
+    deaf = None
     try:
         unsubscribe_account(warehouse, vault, provider, endpoint, account_id, account.provider_user_id)
+    except ReconnectError:
+        return None  # with the grant went its webhooks
+    except (ProviderError, RenewalError, VaultError) as error:
+        deaf = f"{provider.title} could not be told to call no more ({error}); {by_hand}"
+    try:
         told = _end_grant(warehouse, vault, provider, endpoint, account_id, account.provider_user_id)
     except ReconnectError:
         return None  # the grant is no more
     except (ProviderError, RenewalError, VaultError) as error:
         return f"{provider.title} could not be told ({error}); {by_hand}"
-    return None if told else f"{provider.title} cannot be told by us; {by_hand}"
+    return deaf if told else f"{provider.title} cannot be told by us; {by_hand}"
 
 
 def _end_grant(

@@ -10,7 +10,7 @@ import httpx
 
 from health_pipeline.connections.callback import callback_address, own_secrets
 from health_pipeline.connections.endpoints import endpoint_of
-from health_pipeline.connections.subscriptions import Subscriber
+from health_pipeline.connections.subscriptions import ByHandError, Subscriber
 from health_pipeline.connections.vault import open_vault
 from health_pipeline.providers.registry import get
 from health_pipeline.settings import Settings
@@ -34,10 +34,13 @@ class SubscriptionLine:
 def subscribe(settings: Settings, warehouse: Warehouse, provider_name: str) -> list[str]:
     """Have a provider call us; what was done, and what went wrong with single accounts.
 
-    Raises LookupError for an unknown provider, one that calls nobody, and one that is told by hand (with what to
-    enter there); ProviderNotConfiguredError, ReceiverAddressError, SubscriptionError.
+    Where that is done by hand, on a dashboard: what to enter there. Raises LookupError for an unknown provider and
+    one that calls nobody, ProviderNotConfiguredError, ReceiverAddressError, SubscriptionError.
     """
-    done = _subscriber(settings, warehouse, provider_name).subscribe(_now())
+    try:
+        done = _subscriber(settings, warehouse, provider_name).subscribe(_now())
+    except ByHandError as error:
+        return [str(error)]
     return [f"{get(provider_name).title}: {done.words()}", *done.problems]
 
 
