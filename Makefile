@@ -67,7 +67,7 @@ validity: install  ## How good scores, forecasts and alerts are where the truth 
 lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-		--group dev --output-file requirements.lock pyproject.toml
+		--group dev --extra otel --output-file requirements.lock pyproject.toml
 
 clean:  ## Remove .venv, the embedded database and everything else that was made here
 	@test ! -x $(BIN)/health-pipeline || $(BIN)/health-pipeline destroy --yes

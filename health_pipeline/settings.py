@@ -66,6 +66,15 @@ class Settings(BaseSettings):
     )
     narrative_model: str | None = Field(default=None, description="The model to ask there.")
     narrative_api_key: SecretStr | None = Field(default=None, description="Its key, where it wants one.")
+    webhook_rate: float = Field(
+        default=100.0,
+        gt=0,
+        description="Proved webhook calls a second that are taken of each provider, ten seconds' worth at once.",
+    )
+    metrics_listen: str | None = Field(
+        default=None,
+        description="Where /metrics is: `host:port` of its own, or `off`. Unset: on the receiver's address.",
+    )
     sandbox_url: str | None = Field(
         default=None,
         description="Base URL of the provider sandbox that stands in for unconfigured providers.",

@@ -68,6 +68,7 @@ def canonical_assets(
     context: dg.AssetExecutionContext, dbt: DbtCliResource, platform: Platform
 ) -> Iterator[Any]:
     """`dbt build` of what is selected, over the staged objects that are not applied yet."""
+    from health_pipeline.ingestion import traces
     from health_pipeline.providers.registry import all_providers
     from health_pipeline.staging.tables import ensure_tables
 
@@ -77,7 +78,10 @@ def canonical_assets(
             ensure_tables(connection, provider)
     os.environ.update(warehouse.environment())
     # dbt writes its artefacts per invocation; years of them would fill the disk.
-    with tempfile.TemporaryDirectory(prefix="health-pipeline-dbt-") as target:
+    with (
+        traces.step(warehouse.engine, context.run.run_id, "canonical"),
+        tempfile.TemporaryDirectory(prefix="health-pipeline-dbt-") as target,
+    ):
         _ensure_views(context, dbt, Views(warehouse.engine), Path(target))
         # Unit tests are of the code, not of the data: `make test` runs them.
         arguments = ["build", "--exclude-resource-type", "unit_test", *Views.KEEP]

@@ -31,10 +31,11 @@ _CANONICAL = [
     "have what they brought.",
 )
 def settled(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    from health_pipeline.ingestion import events, jobs
+    from health_pipeline.ingestion import events, jobs, traces
 
     engine = platform.warehouse().engine
-    done = events.settle_run(engine, context.run.run_id)
+    with traces.step(engine, context.run.run_id, "settled"):
+        done = events.settle_run(engine, context.run.run_id)
     return dg.MaterializeResult(
         metadata={
             "events_processed": done.processed,

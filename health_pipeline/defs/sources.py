@@ -115,19 +115,21 @@ def fetched_asset(provider: Provider) -> dg.AssetsDefinition:
 def _work_on_events(
     context: dg.AssetExecutionContext, platform: Platform, provider: Provider
 ) -> "FetchReport":
+    from health_pipeline.ingestion import traces
     from health_pipeline.ingestion.announced import work_on_events
     from health_pipeline.ingestion.fetch import FetchReport
 
     day = window_of(context)
-    report = work_on_events(
-        platform.warehouse(),
-        platform.store(),
-        platform.vault(),
-        platform.settings,
-        provider,
-        day.start,
-        context.run_id,
-    )
+    with traces.step(platform.warehouse().engine, context.run_id, "claim and fetch", provider.name):
+        report = work_on_events(
+            platform.warehouse(),
+            platform.store(),
+            platform.vault(),
+            platform.settings,
+            provider,
+            day.start,
+            context.run_id,
+        )
     context.log.info(f"{provider.title}: {report.claimed} events, {report.failed} put off")
     for error in sorted(report.errors):
         context.log.warning(f"{provider.title}: {error}")
@@ -266,6 +268,7 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
     def staging(
         context: dg.AssetExecutionContext, config: StagingConfig, platform: Platform
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        from health_pipeline.ingestion import traces
         from health_pipeline.staging.load import stage
 
         told = -1
@@ -276,15 +279,18 @@ def staging_asset(provider: Provider) -> dg.AssetsDefinition:
                 told = share
                 context.log.info(f"{schema}: {share} % of the file read")
 
-        report = stage(
-            platform.warehouse(),
-            platform.store(),
-            provider,
-            window_of(context),
-            replay=config.replay,
-            on_progress=lambda done, total: context.log.info(f"{schema}: {done} of {total} objects staged"),
-            on_bytes=on_bytes,
-        )
+        with traces.step(platform.warehouse().engine, context.run_id, "stage", provider.name):
+            report = stage(
+                platform.warehouse(),
+                platform.store(),
+                provider,
+                window_of(context),
+                replay=config.replay,
+                on_progress=lambda done, total: context.log.info(
+                    f"{schema}: {done} of {total} objects staged"
+                ),
+                on_bytes=on_bytes,
+            )
         for note in sorted(report.notes):
             context.log.warning(f"{schema}: {note}")
         for table in table_schemas(provider):

@@ -26,7 +26,7 @@ from health_pipeline.connections.accounts import (
 )
 from health_pipeline.connections.endpoints import Endpoint, ProviderShutDownError, endpoint_of
 from health_pipeline.connections.vault import Vault, VaultError
-from health_pipeline.ingestion import jobs
+from health_pipeline.ingestion import counters, jobs
 from health_pipeline.providers.base import Entity, Page, Provider, Window
 from health_pipeline.providers.http import (
     ApiClient,
@@ -281,17 +281,22 @@ def _ask_all(
     def run(account: ConnectedAccount) -> AccountResult:
         client = _client(warehouse, vault, provider, endpoint, account, limiter, breaker, stop, max_wait)
         with client:
-            return _fetch_account(
-                warehouse,
-                store,
-                provider,
-                endpoint,
-                client,
-                account,
-                askings[account.account_id],
-                window,
-                progress,
-            )
+            try:
+                return _fetch_account(
+                    warehouse,
+                    store,
+                    provider,
+                    endpoint,
+                    client,
+                    account,
+                    askings[account.account_id],
+                    window,
+                    progress,
+                )
+            finally:
+                counters.add(
+                    warehouse.engine, counters.RATE_LIMIT_HITS, provider.name, client.rate_limit_hits
+                )
 
     with ThreadPoolExecutor(_CONCURRENT_ACCOUNTS, thread_name_prefix=f"fetch-{provider.name}") as pool:
         try:

@@ -274,6 +274,8 @@ class ApiClient:
         self._clock = clock
         #: Requests sent, with those that were tried again.
         self.requests_sent = 0
+        #: Answers that there were too many.
+        self.rate_limit_hits = 0
         self._http = httpx.Client(
             timeout=timeout, verify=_tls_context(), headers={"Accept": "application/json"}
         )
@@ -406,6 +408,7 @@ class ApiClient:
         verdict = self._interpret(response, now) if self._interpret is not None else None
         if verdict is None:
             verdict = usual_verdict(response, now)
+        self.rate_limit_hits += verdict.kind == "rate_limited"
         # The call that was refused waits by itself; whoever shares its budget has to be told.
         if verdict.wait_seconds is not None and (
             verdict.kind == "good" or (verdict.kind == "rate_limited" and verdict.for_all)

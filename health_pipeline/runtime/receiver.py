@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 from health_pipeline.connections.subscriptions import signing_secrets
 from health_pipeline.connections.vault import open_vault
+from health_pipeline.ingestion import traces
 from health_pipeline.raw.store import open_store
 from health_pipeline.receiver.app import create_app
+from health_pipeline.receiver.logs import log_as_json
+from health_pipeline.receiver.metrics import Metrics
 from health_pipeline.receiver.secrets import Secrets
 from health_pipeline.receiver.server import serve
 from health_pipeline.settings import Settings
@@ -25,7 +28,37 @@ def secrets_of(settings: Settings, warehouse: Warehouse) -> Secrets:
 def run_receiver(
     settings: Settings, warehouse: Warehouse, say: Callable[[str], None], *, host: str, port: int
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Raises OSError where the port is taken."""
-    app = create_app(warehouse.engine, open_store(settings.raw_location), secrets_of(settings, warehouse).of)
+    """Serve until SIGINT or SIGTERM; logs are JSON lines on standard error.
+
+    Raises OSError where a port is taken, ValueError where the setting of `/metrics` is no address.
+    """
+    metrics = Metrics(warehouse.engine)
+    log_as_json()
+    app = create_app(
+        warehouse.engine,
+        open_store(settings.raw_location),
+        secrets_of(settings, warehouse).of,
+        metrics=metrics,
+        tells_metrics=settings.metrics_listen is None,
+        calls_per_second=settings.webhook_rate,
+    )
+    if settings.metrics_listen is not None and settings.metrics_listen != "off":
+        from prometheus_client import start_http_server
+
+        metrics_host, metrics_port = _address(settings.metrics_listen)
+        start_http_server(metrics_port, metrics_host, metrics.registry)
+        say(f"metrics    http://{metrics_host}:{metrics_port}/metrics")
     say(f"receiver   http://{host}:{port}")
-    serve(app, host, port)
+    try:
+        serve(app, host, port)
+    finally:
+        traces.shut_down()
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ValueError(
+            f"HEALTH_PIPELINE_METRICS_LISTEN is host:port (127.0.0.1:9464) or `off`, not {text!r}"
+        )
+    return host.strip("[]"), int(port)

@@ -424,6 +424,7 @@ class WebhookEvent(Base):
     )
     #: The Dagster run that worked on it last.
     run_id: orm.Mapped[str | None]
+    #: Where its trace goes on: the W3C traceparent of its acceptance.
     trace_id: orm.Mapped[str | None]
     updated_at: orm.Mapped[dt.datetime] = _now()
 
@@ -487,3 +488,17 @@ class WebhookSubscription(Base):
     secret: orm.Mapped[bytes | None]
     created_at: orm.Mapped[dt.datetime] = _now()
     updated_at: orm.Mapped[dt.datetime] = _now()
+
+
+class Counter(Base):
+    """One row a count, provider and bucket of a histogram (`` where it is none). It only grows.
+
+    Added to in one statement by processes that nobody scrapes; told by the receiver's metrics.
+    """
+
+    __tablename__ = "counters"
+
+    name: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    provider: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+    bucket: orm.Mapped[str] = orm.mapped_column(primary_key=True, server_default="")
+    value: orm.Mapped[float] = orm.mapped_column(sa.Double)
