@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import hashlib
 import uuid
@@ -9,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
+from health_pipeline.ingestion import counters
 from health_pipeline.providers.base import ANNOUNCES_DELETION, NOTICE, Event, Provider, Webhook
 from health_pipeline.raw.index import Delivery, nobody, receive_within, subject_id_of
 from health_pipeline.raw.store import RawStore
@@ -70,6 +71,8 @@ def accept(
     assert provider.webhook is not None
     try:
         announced = list(_announced(provider.webhook.events(body), digest))
+        if any("\0" in (text or "") for one in announced for text in dataclasses.astuple(one)):
+            raise ValueError("Postgres keeps no NUL in a text")
         error = None if announced else "it announces nothing"
     except ValueError as problem:
         announced, error = [], f"the body cannot be read: {type(problem).__name__}"
@@ -97,27 +100,7 @@ def accept(
         # The unique key makes a second delivery wait for the first to be durable, and then be a duplicate. Without
         # an id of the vendor's it may also tell of a second change in the same words: it is one more event unless
         # the first is still to be worked on.
-        new = insert(WebhookEvent).values(rows)
-        kept = connection.execute(
-            new.on_conflict_do_update(
-                index_elements=["provider", "provider_event_id"],
-                set_={
-                    **{
-                        name: new.excluded[name]
-                        for name in ("state", "received_at", "next_try_at", "trace_id")
-                    },
-                    "attempts": 0,
-                    "error": None,
-                    "updated_at": sa.func.now(),
-                },
-                where=sa.and_(
-                    WebhookEvent.state != "pending",
-                    WebhookEvent.provider_event_id.startswith(f"{digest}:", autoescape=True),
-                ),
-            ).returning(
-                WebhookEvent.event_id, WebhookEvent.provider_user_id, WebhookEvent.entity, WebhookEvent.kind
-            )
-        ).all()
+        kept = connection.execute(_KEEP_EVENTS, _columns(rows) | {"digest": digest}).all()
         of: dict[tuple[str | None, str, bool], list[int]] = {}
         for event_id, user, entity, kind in kept:
             is_staged = entity is not None and (
@@ -127,7 +110,11 @@ def accept(
             of.setdefault(where, []).append(event_id)
         # In an order, so that two calls about the same people do not wait for each other.
         for (user, entity, deletes), event_ids in sorted(of.items(), key=str):
-            subject = subject_id_of(connection, accounts[user][1]) if user in accounts else nobody(connection)
+            if user not in accounts:
+                subject = nobody(connection)
+            else:
+                _, user_id, subject_id = accounts[user]
+                subject = subject_id or subject_id_of(connection, user_id)
             context = {} if user is None else {"provider_user_id": user}
             if deletes:
                 context |= ANNOUNCES_DELETION
@@ -140,6 +127,43 @@ def accept(
                 .values(raw_object_id=raw_object_id)
             )
     return Accepted(tuple(row[0] for row in kept), len(rows) - len(kept))
+
+
+#: Text, so that nothing is compiled for each call; the rows are arrays, one a column.
+_ARRAYS = {
+    "provider": "text",
+    "provider_event_id": "text",
+    "event_type": "text",
+    "kind": "text",
+    "entity": "text",
+    "provider_user_id": "text",
+    "account_id": "integer",
+    "received_at": "timestamptz",
+    "state": "text",
+    "error": "text",
+    "next_try_at": "timestamptz",
+    "trace_id": "text",
+}
+_KEEP_EVENTS = sa.text(
+    f"""
+    insert into ops.webhook_events as known ({", ".join(_ARRAYS)})
+    select * from unnest({", ".join(f"cast(:{name} as {type_}[])" for name, type_ in _ARRAYS.items())})
+    on conflict (provider, provider_event_id) do update set
+        state = excluded.state,
+        received_at = excluded.received_at,
+        next_try_at = excluded.next_try_at,
+        trace_id = excluded.trace_id,
+        attempts = 0,
+        error = null,
+        updated_at = now()
+    where known.state <> 'pending' and starts_with(known.provider_event_id, :digest || ':')
+    returning event_id, provider_user_id, entity, kind
+    """  # noqa: S608 - the names are those above
+)
+
+
+def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    return {name: [row[name] for row in rows] for name in _ARRAYS}
 
 
 def _announced(events: Sequence[Event], digest: str) -> Iterable[_Announced]:
@@ -168,20 +192,25 @@ def _keyed(events: Sequence[Event], digest: str) -> dict[str, Event]:
 
 def _accounts(
     connection: sa.Connection, provider: str, announced: Sequence[_Announced]
-) -> dict[str | None, tuple[int, int]]:
-    """Account and user of each person named."""
+) -> dict[str | None, tuple[int, int, uuid.UUID | None]]:
+    """Account, user and subject, where there is one already, of each person named."""
     named = {one.provider_user_id for one in announced} - {None}
     rows = connection.execute(
         sa.select(
-            ProviderAccount.provider_user_id, ProviderAccount.account_id, ProviderAccount.user_id
-        ).where(
+            ProviderAccount.provider_user_id,
+            ProviderAccount.account_id,
+            ProviderAccount.user_id,
+            Subject.subject_id,
+        )
+        .outerjoin(Subject, Subject.user_id == ProviderAccount.user_id)
+        .where(
             ProviderAccount.provider == provider,
             ProviderAccount.provider_user_id.in_(named),
             # Of somebody who withdrew, nothing becomes theirs any more.
             ProviderAccount.status != "disconnected",
         )
     )
-    return {person: (account_id, user_id) for person, account_id, user_id in rows}
+    return {person: (account_id, user_id, subject_id) for person, account_id, user_id, subject_id in rows}
 
 
 def _keep(
@@ -330,9 +359,9 @@ def _give_to_those_connected_since(connection: sa.Connection, event_ids: Sequenc
 
 def settle(engine: sa.Engine, event_ids: Sequence[int]) -> None:
     """These events have had their effect; one that came again meanwhile has yet to have it."""
-    _update(
-        engine, event_ids, WebhookEvent.state == "processing", state="processed", error=None, next_try_at=None
-    )
+    if event_ids:
+        with engine.begin() as connection:
+            counters.settle_and_count(connection, event_ids)
 
 
 @dataclass(frozen=True, slots=True)

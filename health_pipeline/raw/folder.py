@@ -29,6 +29,9 @@ from health_pipeline.raw.store import (
 _INCOMING = ".incoming"
 # A file nobody wrote to for this long belongs to a writer that died.
 _STALE_SECONDS = 24 * 3600.0
+# `provider=…/shard=…/date=…`: the folders that many objects are in.
+_SHARED_LEVELS = 3
+_MAX_REMEMBERED = 20_000
 
 
 class FolderRawStore:
@@ -44,6 +47,8 @@ class FolderRawStore:
         self.root = Path(root).absolute()
         self._incoming = self.root / _INCOMING
         self._max_content_bytes = max_content_bytes
+        # Folders whose names are on disk, and those of all folders above.
+        self._durable: set[Path] = set()
         with self._errors("opened"):
             _make_directories(self._incoming)
         self._remove_stale()
@@ -104,6 +109,7 @@ class FolderRawStore:
                     parent.rmdir()
                 except OSError:
                     return
+                self._durable.discard(parent)
                 parent = parent.parent
                 _sync(parent)
 
@@ -145,6 +151,7 @@ class FolderRawStore:
     def _link(self, temporary: Path, path: Path) -> bool:
         while True:
             try:
+                self._forget_missing(path.parent)
                 _make_directories(path.parent)
                 os.link(temporary, path)
             except FileExistsError:
@@ -157,11 +164,31 @@ class FolderRawStore:
             return True
 
     def _sync_up(self, directory: Path) -> None:
+        """Have what is in a folder on disk, and the names of the folders that lead to it.
+
+        A name that this store has seen on disk is not written again: each time costs a flush of the disk.
+        """
+        seen = []
         while True:
             with suppress(FileNotFoundError):
                 _sync(directory)
-            if directory == self.root:
+            if directory == self.root or directory in self._durable:
+                break
+            seen.append(directory)
+            directory = directory.parent
+        # Of a day's folders; below, each person and kind has its own.
+        self._durable.update(
+            each for each in seen if len(each.relative_to(self.root).parts) <= _SHARED_LEVELS
+        )
+        if len(self._durable) > _MAX_REMEMBERED:
+            self._durable.clear()
+
+    def _forget_missing(self, directory: Path) -> None:
+        """Somebody else may have deleted what was durable."""
+        while directory in self._durable or not directory.is_dir():
+            if directory.is_dir() or directory == self.root:
                 return
+            self._durable.discard(directory)
             directory = directory.parent
 
     def _remove_stale(self) -> None:

@@ -85,6 +85,8 @@ class ProviderAccount(Base):
     __tablename__ = "provider_accounts"
     __table_args__ = (
         sa.UniqueConstraint("user_id", "provider"),
+        # Whose a webhook is, is asked for each call.
+        sa.Index(None, "provider", "provider_user_id"),
         sa.CheckConstraint("status in ('active', 'pending', 'error', 'disconnected')", name="status"),
     )
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -46,9 +47,14 @@ DAY = dt.date(2026, 11, 20)
 
 
 def key_of(
-    content: bytes, *, provider: str = "oura", date: dt.date = DAY, subject: uuid.UUID = SUBJECT
+    content: bytes,
+    *,
+    provider: str = "oura",
+    date: dt.date = DAY,
+    subject: uuid.UUID = SUBJECT,
+    entity: str = "daily_sleep",
 ) -> str:
-    return object_key(provider, date, subject, hashlib.sha256(content).hexdigest(), "daily_sleep", ".json")
+    return object_key(provider, date, subject, hashlib.sha256(content).hexdigest(), entity, ".json")
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -525,6 +531,21 @@ def test_folder_object_is_on_disk_before_it_has_its_name(
     assert [Path(event).suffix for event in events[:at]] == [".tmp"]
     folders = (tmp_path / key_of(b"x")).parents
     assert events[at + 1 :] == [str(folder) for folder in folders if folder.is_relative_to(tmp_path)]
+    # The names of the folders of a day are on disk then: nobody has to wait for them again.
+    events.clear()
+    other = key_of(b"x", entity="another")
+    store.put(other, b"x")
+    assert [Path(event).name for event in events[2:]] == [
+        "entity=another",
+        *(folder.name for folder in list((tmp_path / other).parents)[1:3]),
+    ]
+    # Unless they were taken away meanwhile, by whomever.
+    shutil.rmtree(next(tmp_path.glob("provider=*")))
+    events.clear()
+    store.put(other, b"x")
+    assert events[2:] == [
+        str(folder) for folder in (tmp_path / other).parents if folder.is_relative_to(tmp_path)
+    ]
 
 
 def test_folder_removed_by_a_deletion_while_writing_is_made_again(

@@ -137,10 +137,15 @@ def test_provider_without_webhooks_says_so(client: TestClient, name: str) -> Non
     assert name in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"not json", rb'{"object_type": "a\u0000b", "aspect_type": "create", "owner_id": 1, "object_id": 2}'],
+    ids=["no json", "no text of Postgres"],
+)
 def test_a_body_that_cannot_be_read_is_kept_as_dead(
-    client: TestClient, warehouse: Warehouse, store: RawStore
+    client: TestClient, warehouse: Warehouse, store: RawStore, content: bytes
 ) -> None:
-    answer = client.post(address("strava"), content=b"not json", headers={"content-type": "application/json"})
+    answer = client.post(address("strava"), content=content, headers={"content-type": "application/json"})
     assert answer.is_success
     ((state, error, key),) = rows(
         warehouse,
@@ -148,4 +153,4 @@ def test_a_body_that_cannot_be_read_is_kept_as_dead(
     )
     assert state == "dead"
     assert "cannot be read" in str(error)
-    assert store.get(str(key)) == b"not json"
+    assert store.get(str(key)) == content

@@ -1,4 +1,4 @@
-"""Counts that runs add to and the receiver's metrics tell."""
+"""Counts that runs add to and the receiver's metrics tell; accounts by the provider's id of the person."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", "provider", "bucket", name=op.f("pk_counters")),
         schema="ops",
     )
+    # Whose a webhook is, is asked for each call.
+    op.create_index(
+        op.f("ix_provider_accounts_provider_provider_user_id"),
+        "provider_accounts",
+        ["provider", "provider_user_id"],
+        schema="ops",
+    )
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_provider_accounts_provider_provider_user_id"), "provider_accounts", schema="ops")
     op.drop_table("counters", schema="ops")
