@@ -48,10 +48,13 @@ def verify(request: WebhookRequest, secrets: Sequence[str]) -> bool:
     """Hexadecimal HMAC-SHA256, by the client secret, of the timestamp and the body behind it.
 
     The vendor names no tolerance of the timestamp, and retries for an hour: how old it is proves nothing.
+    Nothing parts it from the body, so neither may end, or begin, with what could be the other's.
     """
     signature = request.header("x-oura-signature")
     timestamp = request.header("x-oura-timestamp")
-    if signature is None or timestamp is None:
+    if signature is None or timestamp is None or not (timestamp.isascii() and timestamp.isdigit()):
+        return False
+    if request.body[:1].isdigit():
         return False
     message = timestamp.encode() + request.body
     proofs = [hmac.new(secret.encode(), message, hashlib.sha256).hexdigest() for secret in secrets]
