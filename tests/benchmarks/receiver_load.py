@@ -254,9 +254,8 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=20, help="calls a second to begin with")
     parser.add_argument("--growth", type=float, default=1.25)
     arguments = parser.parse_args()
-    print(
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
     context = multiprocessing.get_context("spawn")
     with receiver() as port, ProcessPoolExecutor(2, mp_context=context) as senders:
         senders.submit(send, port, 10, 3).result()
@@ -272,6 +271,8 @@ def main() -> None:
                 break
             good, rate = rate, rate * arguments.growth
         print(f"good up to {good:.0f}/s; p95 of accept breaks {1000 * WANTED_P95:.0f} ms at {rate:.0f}/s")
+        if not good:
+            return
         half = good / 2
         alone = senders.submit(send, port, half, 2 * arguments.seconds).result()
         print(f"half, alone    {alone}", flush=True)
