@@ -203,6 +203,7 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
 )
 @click.option("--days", default=30, show_default=True, help="Days of the first sync; 0 for none.")
 @click.option("--yes", is_flag=True, help="Do not ask whether a password may be kept.")
+@click.option("--external-id", help="What the sender of `generic` calls the person.")
 def connect(
     provider: str,
     handle: str,
@@ -213,13 +214,22 @@ def connect(
     consent_days: int | None,
     days: int,
     yes: bool,
+    external_id: str | None,
 ) -> None:
     """Connect a person's account at a provider, by their consent there, and fetch their last days."""
-    from health_pipeline.runtime.connect import DEFAULT_PORT, Connecting
+    from health_pipeline.runtime.connect import DEFAULT_PORT, Connecting, connect_sender
     from health_pipeline.runtime.sync import last_days
 
     window = last_days(days) if days else None
     settings, warehouse = _open()
+    if external_id is not None:
+        consent = connect_sender(
+            *(settings, warehouse, provider, handle, external_id),
+            time_zone=time_zone,
+            consent_days=consent_days,
+        )
+        click.echo(f"{consent.text}\n{provider} is connected for {handle}")
+        return
     connecting = Connecting(
         settings,
         warehouse,

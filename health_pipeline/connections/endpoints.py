@@ -57,6 +57,8 @@ def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:
         raise ProviderShutDownError(
             f"{provider.title}'s Web API is shut down; connect {get(provider.successor).title}"
         )
+    if provider.door == "webhook":
+        raise ValueError(f"{provider.name} is not asked, it calls; connect it with --external-id")
     if provider.door != "fetch":
         raise ValueError(f"{provider.name} is not fetched over HTTP")
     prefix = f"HEALTH_PIPELINE_{provider.name.upper()}"

@@ -125,6 +125,8 @@ def _state(row: sa.Row[tuple[object, ...]], now: dt.datetime) -> tuple[State, st
 
 def _silence(row: sa.Row[tuple[object, ...]], now: dt.datetime) -> tuple[State, str] | None:
     provider = all_providers().get(row.provider)
+    if provider is not None and provider.door == "webhook":
+        return None  # nobody is asked, and what is sent when is for the sender to say
     cadence = dt.timedelta(hours=24 if provider is None else provider.poll_hours)
     if row.last_sync_at is None:
         since = row.consent_at or row.created_at

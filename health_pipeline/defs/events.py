@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from health_pipeline.defs.jobs import DERIVED, from_door, is_under_way, sync_jobs
-from health_pipeline.defs.sources import FETCHED, raw_key
+from health_pipeline.defs.sources import FETCHED, PUSHED, raw_key
 from health_pipeline.providers.registry import get
 from health_pipeline.staging.tables import schema_name
 
 #: Those whose calls the receiver takes.
-CALLING = [provider for provider in FETCHED if provider.webhook is not None]
+CALLING = [*PUSHED, *(provider for provider in FETCHED if provider.webhook is not None)]
 #: Requested jobs that one tick asks runs for; the next are a tick later.
 _JOBS_A_TICK = 20
 

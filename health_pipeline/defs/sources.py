@@ -199,6 +199,34 @@ def _now_and_then(say: Callable[[int, int], None], seconds: float = 1.0) -> Call
     return progress
 
 
+def pushed_asset(provider: Provider) -> dg.AssetsDefinition:
+    """`raw/<provider>`: what came by webhook on the day; there is nobody to ask."""
+
+    @dg.asset(
+        key=raw_key(provider),
+        description=f"Calls of {provider.title} that were received on the day, exactly as they came.",
+        partitions_def=DAILY,
+        backfill_policy=ONE_RUN,
+        pool=f"{provider.name}_fetch",
+        group_name="raw",
+        kinds={"http", "s3"},
+        owners=OWNERS,
+    )
+    def raw(
+        context: dg.AssetExecutionContext, config: FetchConfig, platform: Platform
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        from health_pipeline.raw.index import count_received
+
+        if config.plan == "events":
+            _work_on_events(context, platform, provider)
+        window = window_of(context)
+        received = count_received(platform.warehouse().engine, window.start, window.end)
+        objects, size = received.get(provider.name, (0, 0))
+        return dg.MaterializeResult(metadata={"objects": objects, "bytes_received": size})
+
+    return raw
+
+
 def received_files_asset(providers: list[Provider]) -> dg.AssetsDefinition:
     """`raw/<kind of file>`: files of the inbox, taken in as they are, and what other doors brought that day."""
 
@@ -325,12 +353,14 @@ def _column_schema(schema: pa.Schema) -> dg.TableSchema:
 
 FETCHED = [provider for provider in all_providers().values() if provider.door == "fetch"]
 UPLOADED = [provider for provider in all_providers().values() if provider.door == "upload"]
+PUSHED = [provider for provider in all_providers().values() if provider.door == "webhook"]
 #: Fetched, and taken as files too.
 BOTH = [provider for provider in FETCHED if provider.sniff is not None]
 
 defs = dg.Definitions(
     assets=[
         *(fetched_asset(provider) for provider in FETCHED),
+        *(pushed_asset(provider) for provider in PUSHED),
         received_files_asset(UPLOADED),
         *(staging_asset(provider) for provider in all_providers().values()),
     ]

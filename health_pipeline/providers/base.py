@@ -390,7 +390,8 @@ InterpretFunction = Callable[["httpx.Response", float], Verdict | None]
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A source of health data. `door` says how its bytes come: `fetch` over HTTP or `upload` as files.
+    """A source of health data. `door` says how its bytes come: `fetch` over HTTP, `upload` as files, or
+    `webhook` where calls to us are all there is.
 
     What is fetched may come as a file as well, in the same shape: then it has a `sniff`.
 
@@ -412,7 +413,7 @@ class Provider:
 
     name: str
     title: str
-    door: Literal["fetch", "upload"]
+    door: Literal["fetch", "upload", "webhook"]
     entities: tuple[Entity, ...]
     parse: ParseFunction
     base_url: str | None = None

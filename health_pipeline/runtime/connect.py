@@ -14,7 +14,7 @@ from queue import Empty, Queue
 from urllib.parse import urlsplit
 
 from health_pipeline.connections import password
-from health_pipeline.connections.accounts import AccountTakenError
+from health_pipeline.connections.accounts import AccountTakenError, save_connection
 from health_pipeline.connections.connect import save_consent
 from health_pipeline.connections.consent import Consent, consent_to
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
@@ -40,6 +40,43 @@ _HEADLINES = {
 }
 #: Errors that a person can be told in their own words.
 _TOLD = (ConsentError, AccountTakenError, ProviderNotConfiguredError, VaultError)
+
+
+def connect_sender(
+    settings: Settings,
+    warehouse: Warehouse,
+    provider_name: str,
+    handle: str,
+    external_id: str,
+    *,
+    time_zone: str | None = None,
+    consent_days: int | None = None,
+) -> Consent:
+    """Tie what a sender of webhooks calls a person to a user here; what was agreed to.
+
+    Raises KeyError for a provider that there is not, ValueError for one that is connected by consent at its own place,
+    AccountTakenError where the id is another user's.
+    """
+    provider = get(provider_name)
+    if provider.door != "webhook":
+        raise ValueError(f"{provider.title} says itself who somebody is; leave --external-id out")
+    consent = consent_to(provider, handle, consent_days)
+    with warehouse.engine.begin() as connection:
+        user_id = ensure_user(connection, handle, time_zone).user_id
+    save_connection(
+        warehouse.engine,
+        open_vault(settings),
+        user_id=user_id,
+        provider=provider.name,
+        provider_user_id=external_id,
+        environment="live",
+        tokens=None,
+        profile={},
+        consent_version=consent.version,
+        consent_text=consent.text,
+        consent_expires_at=consent.expires_at,
+    )
+    return consent
 
 
 class Connecting:

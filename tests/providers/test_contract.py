@@ -52,7 +52,7 @@ WITH_OBJECTS = [
     pytest.param(provider, entity, id=f"{provider.name}-{entity.name}")
     for provider in LIVING
     for entity in provider.entities
-    if provider.sniff is not None or entity.endpoint is not None
+    if provider.sniff is not None or entity.endpoint is not None or provider.door == "webhook"
 ]
 RECEIVED_AT = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 #: What Postgres takes for a name.
@@ -110,6 +110,9 @@ def test_comes_by_its_door(provider: Provider) -> None:
         assert provider.successor in all_providers()
         assert all_providers()[provider.successor].successor is None
         assert provider.fetch is None, "nothing is fetched from an API that is shut down"
+    elif provider.door == "webhook":
+        assert provider.webhook is not None and provider.webhook.carries == "data"
+        assert (provider.fetch, provider.identify, provider.base_url, provider.sniff) == (None,) * 4
     elif provider.door == "upload":
         assert provider.sniff is not None, "files are recognised by their content"
         assert (provider.fetch, provider.identify, provider.base_url, provider.webhook) == (None,) * 4
@@ -238,7 +241,7 @@ def test_samples_and_golden_rows_are_there(provider: Provider) -> None:
     folder = SAMPLES / provider.name
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     assert files, f"data/samples/{provider.name}: python -m health_pipeline.sandbox.samples"
-    if provider.sniff is None:
+    if provider.sniff is None and provider.door != "webhook":
         assert files == set(apis()[provider.name].samples), "python -m health_pipeline.sandbox.samples"
     golden = GOLDEN / f"{provider.name}.csv"
     assert golden.is_file(), "WRITE_GOLDEN=1 pytest tests/canonical/test_golden.py, then check it by eye"

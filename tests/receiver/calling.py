@@ -20,7 +20,12 @@ from health_pipeline.warehouse.connection import Warehouse
 
 SECRET = "active-secret"
 DAY = dt.date(2026, 9, 10)
-SENDERS = [name for name, provider in all_providers().items() if provider.webhook is not None]
+#: Those that the sandbox speaks for.
+SENDERS = [
+    name
+    for name, provider in all_providers().items()
+    if provider.webhook is not None and provider.door == "fetch"
+]
 #: Google signs by keys that it publishes; they are looked up by the caller of the receiver.
 SIGNED_BY_SECRET = [name for name in SENDERS if name != "google_health"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import functools
+import hashlib
+import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,9 +30,11 @@ from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 
 SECRET = "whsec_" + base64.b64encode(b"an active secret").decode()
+OLDER = "whsec_" + base64.b64encode(b"an older secret").decode()
 SIGNED = [name for name, provider in all_providers().items() if provider.webhook and provider.webhook.verify]
 #: The headers that prove a call; a vendor may say the same in two.
 PROOFS = {
+    "generic": ("webhook-signature",),
     "google_health": ("google-health-api-signature", "x-healthapi-signature"),
     "oura": ("x-oura-signature",),
     "polar": ("polar-webhook-signature",),
@@ -38,9 +42,13 @@ PROOFS = {
     "whoop": ("x-whoop-signature",),
 }
 #: And those that the proof speaks of.
-PROVED = {"oura": ("x-oura-timestamp",), "whoop": ("x-whoop-signature-timestamp",)}
+PROVED = {
+    "generic": ("webhook-timestamp", "webhook-id"),
+    "oura": ("x-oura-timestamp",),
+    "whoop": ("x-whoop-signature-timestamp",),
+}
 #: How old a call may be, s, where the scheme says.
-TOLERANCE = {"terra": 300, "whoop": 300}
+TOLERANCE = {"generic": 300, "terra": 300, "whoop": 300}
 
 each_signed = pytest.mark.parametrize("name", SIGNED)
 Headers = list[tuple[str, str]]
@@ -69,6 +77,22 @@ def sent(call: WebhookCall) -> Sent:
     return Sent(tuple((name.lower(), value) for name, value in call.headers.items()), call.body)
 
 
+def generic_call(handle: str, day: dt.date, secret: str, now: dt.datetime) -> Sent:
+    """As a sender of one's own signs by Standard Webhooks 1.0, with another signature in front."""
+    record = {"metric_type": "weight", "value": 70.5, "unit": "kg", "recorded_at": f"{day}T07:00:00+02:00"}
+    body = orjson.dumps({"user": handle, "records": [record]})
+    identifier, timestamp = f"msg_{handle}_{day}", str(int(now.timestamp()))
+    key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
+    proof = hmac.digest(key or b"x", f"{identifier}.{timestamp}.".encode() + body, hashlib.sha256)
+    headers = {
+        "content-type": "application/json",
+        "webhook-id": identifier,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1a,Zm9v v1,{base64.b64encode(proof).decode()}",
+    }
+    return Sent(tuple(headers.items()), body)
+
+
 class Untouchable:
     """A database and a raw store that nobody may use."""
 
@@ -88,7 +112,7 @@ class Desk:
         monkeypatch.setattr("health_pipeline.receiver.app.accept", self._accept)
         for name in SIGNED:
             if name != "google_health":
-                monkeypatch.setenv(f"HEALTH_PIPELINE_{name.upper()}_WEBHOOK_SECRET", f"{SECRET},{SECRET}b2xk")
+                monkeypatch.setenv(f"HEALTH_PIPELINE_{name.upper()}_WEBHOOK_SECRET", f"{SECRET},{OLDER}")
         self.secrets = Secrets(configured.model_copy(update={"sandbox_url": sandbox.url}))
         now = sandbox.app.state.sandbox.now
         app = create_app(
@@ -108,6 +132,8 @@ class Desk:
 
     @functools.cache  # noqa: B019 - a desk lives as long as its test
     def calls(self, name: str, secret: str = SECRET, handle: str = "ada", day: dt.date = DAY) -> list[Sent]:
+        if name == "generic":
+            return [generic_call(handle, day, secret, self.sandbox.app.state.sandbox.now())]
         calls = self.sandbox.app.state.apis[name].webhooks(handle, day, secret)
         return [sent(call) for call in calls]
 
@@ -153,10 +179,11 @@ def changes_of_body(body: bytes) -> Iterator[bytes]:
 
 def changes_of_proof(value: str) -> Iterator[list[str]]:
     """Values in place of a proof, none of which proves anything."""
-    before, mark, rest = value.partition("v1=")
+    mark = next((mark for mark in ("v1=", "v1,") if mark in value), "v1=")
+    before, mark, rest = value.partition(mark)
     if mark:
         proof, comma, rest = rest.partition(",")
-        yield from ([], [""], [value, value], [value, "x"])
+        yield from ([], [""], [value, value], [value, "x"], [before + mark], [value.replace("v1", "v2")])
         yield from ([before + mark + changed + comma + rest] for changed in changed_proofs(proof))
         return
     yield from ([], [""], [value, value], [value, "x"])
@@ -187,7 +214,7 @@ def test_what_the_vendor_signs_is_taken(desk: Desk, name: str) -> None:
         assert desk.post(name, typed).is_success
     assert desk.taken == [call.body for call in calls for _ in range(2)]
     if name != "google_health":
-        for secret in (f"{SECRET}b2xk",):
+        for secret in (OLDER,):
             assert desk.post(name, desk.calls(name, secret)[0]).is_success, "the older secret is active, too"
 
 
@@ -219,6 +246,7 @@ def test_what_the_proof_speaks_of_is_as_it_was(desk: Desk, name: str) -> None:
             lambda value: [str(int(value) + 1)] if value.isdigit() else [value + "x"],
             lambda value: [value[:-1]],
             lambda value: [value + "0"],
+            lambda value: [value + ".0"],
             lambda value: [f"0{value}"],
             lambda value: [""],
             lambda value: ["-1"],
@@ -262,7 +290,7 @@ def test_another_secret_or_vendor_proves_nothing(desk: Desk, name: str) -> None:
     else:
         own = desk.secrets.own(get(name))[0]
         assert desk.post(name, desk.calls(name, own)[0]).is_success, "one of our making, for the sandbox"
-        for secret in ("", "guess", SECRET.upper(), SECRET[:-1], desk.secrets.own(get("strava"))[0]):
+        for secret in ("guess", SECRET.upper(), SECRET[:-4], desk.secrets.own(get("strava"))[0]):
             desk.refuses(name, desk.calls(name, secret)[0])
     for other in SIGNED:
         if other != name:
