@@ -103,6 +103,8 @@ def _tell_provider(
     warehouse: Warehouse, vault: Vault, settings: Settings, provider: Provider, account_id: int
 ) -> str | None:
     by_hand = f"end the access in the settings of your {provider.title} account"
+    if provider.door == "webhook":
+        return None  # whoever sends does not ask us who may
     try:
         endpoint = endpoint_of(provider, settings)
     except ProviderNotConfiguredError as error:

@@ -1,10 +1,11 @@
 """Whatever has no provider of its own: records in one small JSON format, signed by Standard Webhooks.
 
-Its sender, an app, a script or a service of yours, posts `{"user": …, "records": […]}` to `/webhooks/generic`. `user` is the
-sender's own name for the person, which `health-pipeline connect generic` ties to one here. A record has `metric_type` and
-`unit` of the catalogue (docs/metrics.md), `value`, and `recorded_at` with its UTC offset; `ended_at`, `device` and
-`id` where there are such. A record sent again replaces the one of the same kind, instant and device; without a value
-(null) it takes that one away. Its local day is that of `recorded_at`, of `ended_at` for what is about sleep.
+Its sender, an app, a script or a service of yours, posts `{"user": …, "records": […]}` to `/webhooks/generic`. `user`
+is the sender's own name for the person, which `health-pipeline connect generic` ties to one here. A record has
+`metric_type` and `unit` of the catalogue (docs/metrics.md), `value`, and `recorded_at` with its UTC offset; `ended_at`,
+`device` and `id` where there are such. A record sent again replaces the one of the same kind, instant and device;
+without a value (null) it takes that one away. Its local day is that of `recorded_at`, of `ended_at` for what is about
+sleep.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from health_pipeline.providers.generic import PROVIDER, events, parse, verify
 from health_pipeline.raw.store import RawStore
 from health_pipeline.receiver.app import create_app
 from health_pipeline.runtime.connect import connect_sender
+from health_pipeline.runtime.disconnect import disconnect
 from health_pipeline.settings import Settings
 from health_pipeline.staging.load import stage
 from health_pipeline.warehouse.connection import Warehouse
@@ -119,6 +120,16 @@ def test_a_call_comes_to_its_person(
         assert list(whose) == ["ada"]
         consent = connection.execute(sa.text("select text from ops.connector_consent_ledger")).scalar_one()
     assert "Generic webhook" in consent
+    ended = disconnect(settings, warehouse, "generic", "ada", delete_data=False, say=lambda _: None)
+    assert ended.problems == []
+    with TestClient(create_app(warehouse.engine, store, lambda _: [SECRET])) as client:
+        body = orjson.dumps({"user": "person-4711", "records": []})
+        assert client.post("/webhooks/generic", content=body, headers=signed(body, now)).is_success
+    with warehouse.engine.connect() as connection:
+        accounts = connection.execute(
+            sa.text("select account_id from ops.webhook_events order by event_id")
+        ).scalars()
+        assert [account is None for account in accounts] == [False, True], "nothing is theirs any more"
 
 
 def test_an_id_is_one_persons(settings: Settings, warehouse: Warehouse) -> None:
