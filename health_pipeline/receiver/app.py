@@ -43,8 +43,10 @@ CALLS_PER_SECOND = 100.0
 # What bodies hold together: each has a part of its own, so that large ones do not keep small ones out.
 _FREE_BODY_BYTES = 32 * 1024
 _SHARED_BODY_BYTES = 64 * 1024 * 1024
-# Calls that are being stored, one to a connection of the pool, and those that may wait for that.
-_STORING_AT_ONCE = 5
+#: Calls that are being stored, each with a connection. Most of it is waiting for the disk, which flushes for
+#: several at a time.
+STORING_AT_ONCE = 12
+# And those that may wait for their turn.
 _WAITING_TO_STORE = 200
 # Key sets come over the network: calls that wait for one keep no others waiting.
 _KEYSETS_AT_ONCE = 4
@@ -107,7 +109,7 @@ class Receiver:
         self._metrics = metrics
         self._bodies = Bodies(_FREE_BODY_BYTES, _SHARED_BODY_BYTES)
         self._buckets = {name: TokenBucket(calls_per_second) for name in all_providers()}
-        self._storing = anyio.CapacityLimiter(_STORING_AT_ONCE)
+        self._storing = anyio.CapacityLimiter(STORING_AT_ONCE)
         self._keysets = anyio.CapacityLimiter(_KEYSETS_AT_ONCE)
 
     async def webhook(self, request: Request) -> Response:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import sqlalchemy as sa
+
 from health_pipeline.connections.subscriptions import signing_secrets
 from health_pipeline.connections.vault import open_vault
 from health_pipeline.ingestion import traces
 from health_pipeline.raw.store import open_store
-from health_pipeline.receiver.app import create_app
+from health_pipeline.receiver.app import STORING_AT_ONCE, create_app
 from health_pipeline.receiver.logs import log_as_json
 from health_pipeline.receiver.metrics import Metrics
 from health_pipeline.receiver.secrets import Secrets
@@ -17,6 +19,7 @@ from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 
 DEFAULT_PORT = 8700
+_MORE_CONNECTIONS = 4
 
 
 def secrets_of(settings: Settings, warehouse: Warehouse) -> Secrets:
@@ -32,10 +35,14 @@ def run_receiver(
 
     Raises OSError where a port is taken, ValueError where the setting of `/metrics` is no address.
     """
-    metrics = Metrics(warehouse.engine)
+    # A connection for each call that is being stored, and some for what else is asked.
+    engine = sa.create_engine(
+        warehouse.url, pool_pre_ping=True, pool_size=STORING_AT_ONCE, max_overflow=_MORE_CONNECTIONS
+    )
+    metrics = Metrics(engine)
     log_as_json()
     app = create_app(
-        warehouse.engine,
+        engine,
         open_store(settings.raw_location),
         secrets_of(settings, warehouse).of,
         metrics=metrics,
@@ -53,6 +60,7 @@ def run_receiver(
         serve(app, host, port)
     finally:
         traces.shut_down()
+        engine.dispose()
 
 
 def _address(text: str) -> tuple[str, int]:
