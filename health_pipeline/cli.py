@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from health_pipeline import cli_webhooks
+from health_pipeline import cli_tokens, cli_webhooks
 
 if TYPE_CHECKING:
     from health_pipeline.providers.base import Window
@@ -204,6 +204,7 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
 @click.option("--days", default=30, show_default=True, help="Days of the first sync; 0 for none.")
 @click.option("--yes", is_flag=True, help="Do not ask whether a password may be kept.")
 @click.option("--external-id", help="What the sender of `generic` calls the person.")
+@click.option("--link", is_flag=True, help="Print an address to send the person, which the receiver serves.")
 def connect(
     provider: str,
     handle: str,
@@ -215,6 +216,7 @@ def connect(
     days: int,
     yes: bool,
     external_id: str | None,
+    link: bool,
 ) -> None:
     """Connect a person's account at a provider, by their consent there, and fetch their last days."""
     from health_pipeline.runtime.connect import DEFAULT_PORT, Connecting, connect_sender
@@ -238,6 +240,11 @@ def connect(
         time_zone=time_zone,
         consent_days=consent_days,
     )
+    if link:
+        address, expires_at = connecting.link(consent_days)
+        click.echo(f"good until {expires_at:%Y-%m-%d %H:%M} UTC, for {handle} alone:", err=True)
+        click.echo(address)
+        return
     click.echo(connecting.consent.text)
 
     def show(address: str, opened: bool) -> None:
@@ -678,7 +685,7 @@ class _status_line:  # noqa: N801 - used like a function
             self._status.__exit__(*exception)
 
 
-for _command in (cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks):
+for _command in (cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks, cli_tokens.token):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         default=None,
         description="Where /metrics is: `host:port` of its own, or `off`. Unset: on the receiver's address.",
     )
+    upload_max_bytes: int = Field(
+        default=4 * 1024**3, description="Longest file that the receiver takes, in bytes."
+    )
     sandbox_url: str | None = Field(
         default=None,
         description="Base URL of the provider sandbox that stands in for unconfigured providers.",

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outgoing": {"engine", "settings", "warehouse"},
     "staging": {"providers", "raw", "warehouse"},
     "ingestion": {"connections", "providers", "raw", "settings", "staging", "warehouse"},
-    "receiver": {"connections", "ingestion", "providers", "raw", "settings"},
+    "receiver": {"connections", "ingestion", "providers", "raw", "settings", "warehouse"},
     "defs": {
         "connections",
         "engine",
@@ -47,8 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "staging",
         "warehouse",
     },
+    "cli_tokens": {"connections", "runtime", "warehouse"},
     "cli_webhooks": {"runtime", "settings", "warehouse"},
-    "cli": {"cli_webhooks", "providers", "runtime", "sandbox", "settings", "warehouse"},
+    "cli": {"cli_tokens", "cli_webhooks", "providers", "runtime", "sandbox", "settings", "warehouse"},
 }
 
 

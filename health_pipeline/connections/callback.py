@@ -21,6 +21,11 @@ class ReceiverAddressError(RuntimeError):
 
 def own_secrets(settings: Settings, provider: Provider) -> list[str]:
     """The secrets of our making, newest first: each provider has its own."""
+    return derived_secrets(settings, f"webhook {provider.name}")
+
+
+def derived_secrets(settings: Settings, purpose: str) -> list[str]:
+    """A secret for one purpose from each of our own, newest first."""
     given = settings.webhook_secret
     text = (
         given.get_secret_value()
@@ -28,7 +33,7 @@ def own_secrets(settings: Settings, provider: Provider) -> list[str]:
         else key_file(settings.home_path / KEY_FILE).replace("\n", ",")
     )
     return [
-        hmac.new(secret.strip().encode(), f"webhook {provider.name}".encode(), hashlib.sha256).hexdigest()
+        hmac.new(secret.strip().encode(), purpose.encode(), hashlib.sha256).hexdigest()
         for secret in text.split(",")
         if secret.strip()
     ]

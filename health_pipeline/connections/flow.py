@@ -102,8 +102,7 @@ def complete(warehouse: Warehouse, vault: Vault, settings: Settings, answer: str
     AccountTakenError. Nothing is stored then.
     """
     parts = urlsplit(answer)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    state = next((query[name] for name in _state_parameters() if name in query), None)
+    state = state_in(parts.query)
     if state is None:
         raise StateError("the address carries no state; start with health-pipeline connect", "unknown")
     row = _take(warehouse, state, f"{parts.scheme}://{parts.netloc}{parts.path}")
@@ -118,6 +117,12 @@ def complete(warehouse: Warehouse, vault: Vault, settings: Settings, answer: str
     consent = Consent(row.consent_version, row.consent_text, row.consent_expires_at)
     account_id = save_consent(warehouse, vault, provider, endpoint, row.user_id, granted, consent)
     return Completed(account_id, row.user_id, row.provider)
+
+
+def state_in(query: str) -> str | None:
+    """The state that the query of an address carries, whatever the provider calls it."""
+    said = {name: values[-1] for name, values in parse_qs(query).items()}
+    return next((said[name] for name in _state_parameters() if name in said), None)
 
 
 def _authorization(provider: Provider, endpoint: Endpoint, redirect_uri: str) -> Authorization:

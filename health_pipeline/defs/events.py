@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from health_pipeline.defs.jobs import DERIVED, from_door, is_under_way, sync_jobs
-from health_pipeline.defs.sources import FETCHED, PUSHED, raw_key
+from health_pipeline.defs.jobs import DERIVED, file_upload, from_door, is_under_way, sync_jobs
+from health_pipeline.defs.sources import FETCHED, PUSHED, RECEIVED_FILES, raw_key
 from health_pipeline.providers.registry import get
 from health_pipeline.staging.tables import schema_name
 
@@ -82,20 +82,28 @@ def _run_request(
 
 @dg.sensor(
     name="requested_jobs",
-    jobs=list(sync_jobs.values()),
+    jobs=[*sync_jobs.values(), file_upload],
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Asks for a run of each job that was requested over HTTP (ops.ingestion_jobs).",
+    description="Asks for a run of each job that was requested over HTTP (ops.ingestion_jobs); one for all files "
+    "of a day. While files are being taken, others gather for the next run.",
 )
 def requested_jobs_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
     from health_pipeline.ingestion import jobs
     from health_pipeline.warehouse.connection import open_warehouse
 
     engine = open_warehouse().engine
-    waiting = jobs.requested(engine, _JOBS_A_TICK)
+    kinds = ["sync", "upload"]
+    if is_under_way(context.instance, file_upload.name):
+        kinds.remove("upload")
+    waiting = jobs.requested(engine, _JOBS_A_TICK, kinds)
     if not waiting:
         yield dg.SkipReason("no job is requested")
+    uploads: dict[dt.date, list[int]] = {}
     for job in waiting:
+        if job.kind == "upload":
+            uploads.setdefault(job.window.start, []).append(job.job_id)
+            continue
         name = raw_key(get(job.provider)).to_python_identifier()
         user_ids = [] if job.user_id is None else [job.user_id]
         yield dg.RunRequest(
@@ -109,6 +117,15 @@ def requested_jobs_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.Ru
             },
         )
         jobs.queue(engine, job.job_id)
+    for day, job_ids in uploads.items():
+        yield dg.RunRequest(
+            run_key=f"jobs {' '.join(map(str, job_ids))}",
+            job_name=file_upload.name,
+            partition_key=day.isoformat(),
+            run_config={"ops": {RECEIVED_FILES: {"config": {"job_ids": job_ids}}}},
+        )
+        for job_id in job_ids:
+            jobs.queue(engine, job_id)
 
 
 defs = dg.Definitions(jobs=[webhook_events], sensors=[webhook_sensor, requested_jobs_sensor])

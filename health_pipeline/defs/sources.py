@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: The check that tells an outage of a provider; the run goes on without it.
 ANSWERS = "provider_answers"
 _RETRIES = 2
+#: The step that takes files in.
+RECEIVED_FILES = "received_files"
 OWNERS = ["team:data-engineering"]
 
 
@@ -34,6 +36,12 @@ class FetchConfig(dg.Config):
     user_ids: list[int] = []  # noqa: RUF012 - a pydantic field
     plan: Literal["window", "gaps", "events"] = "window"
     job_id: int | None = None
+
+
+class ReceivedConfig(dg.Config):
+    """`job_ids` are the rows of ops.ingestion_jobs whose files this run takes on their way."""
+
+    job_ids: list[int] = []  # noqa: RUF012 - a pydantic field
 
 
 class StagingConfig(dg.Config):
@@ -231,7 +239,7 @@ def received_files_asset(providers: list[Provider]) -> dg.AssetsDefinition:
     """`raw/<kind of file>`: files of the inbox, taken in as they are, and what other doors brought that day."""
 
     @dg.multi_asset(
-        name="received_files",
+        name=RECEIVED_FILES,
         specs=[
             dg.AssetSpec(
                 raw_key(provider),
@@ -247,12 +255,15 @@ def received_files_asset(providers: list[Provider]) -> dg.AssetsDefinition:
         pool="received_files",
     )
     def received_files(
-        context: dg.AssetExecutionContext, platform: Platform
+        context: dg.AssetExecutionContext, config: ReceivedConfig, platform: Platform
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        from health_pipeline.ingestion import jobs
         from health_pipeline.ingestion.inbox import open_inbox, receive_new_files
         from health_pipeline.raw.index import count_received
 
         warehouse, window = platform.warehouse(), window_of(context)
+        for job_id in config.job_ids:
+            jobs.begin(warehouse.engine, job_id, context.run_id)
         report = receive_new_files(warehouse, platform.store(), open_inbox(platform.settings.inbox_location))
         context.log.info(f"inbox: {report.received} files received, {report.rejected} rejected")
         counts = count_received(warehouse.engine, window.start, window.end)

@@ -7,7 +7,7 @@ next call with the same arguments, which asks for nothing that is already raw. O
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,10 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from health_pipeline.providers.base import Window
+from health_pipeline.staging.tables import schema_name
 from health_pipeline.warehouse.lock import hold
 from health_pipeline.warehouse.models import FetchedWindow, IngestionJob
 
 _RESUMABLE = ("queued", "running", "failed")
+_WAITING_AT_MOST = dt.timedelta(minutes=15)
 
 
 class JobUnderWayError(RuntimeError):
@@ -41,7 +43,10 @@ class Job:
     objects_new: int
     last_error: str | None
     run_id: str | None
+    raw_object_id: int | None
     created_at: dt.datetime
+    started_at: dt.datetime | None
+    finished_at: dt.datetime | None
 
 
 @contextmanager
@@ -62,6 +67,27 @@ def unfinished(
     engine: sa.Engine, kind: str, provider: str, user_id: int | None, window: Window
 ) -> Job | None:
     """The newest job of these arguments, if it is not done."""
+    return _newest(engine, kind, provider, user_id, window, _RESUMABLE)
+
+
+def waiting(engine: sa.Engine, kind: str, provider: str, user_id: int | None, window: Window) -> Job | None:
+    """The newest job of these arguments, if it was asked for lately and no run has taken it up: once more adds nothing.
+
+    What is older may have lost its run.
+    """
+    found = _newest(engine, kind, provider, user_id, window, ("requested", "queued"))
+    lately = dt.datetime.now(dt.UTC) - _WAITING_AT_MOST
+    return found if found is not None and found.created_at > lately else None
+
+
+def _newest(
+    engine: sa.Engine,
+    kind: str,
+    provider: str,
+    user_id: int | None,
+    window: Window,
+    statuses: Collection[str],
+) -> Job | None:
     same = sa.and_(
         IngestionJob.kind == kind,
         IngestionJob.provider == provider,
@@ -72,7 +98,7 @@ def unfinished(
     query = _SELECT.where(same).order_by(IngestionJob.job_id.desc()).limit(1)
     with engine.connect() as connection:
         row = connection.execute(query).one_or_none()
-    return _job(row) if row is not None and row.status in _RESUMABLE else None
+    return _job(row) if row is not None and row.status in statuses else None
 
 
 def create(
@@ -83,8 +109,10 @@ def create(
     window: Window,
     *,
     requested: bool = False,
+    raw_object_id: int | None = None,
+    objects_new: int = 0,
 ) -> Job:
-    """A new job, queued for whoever makes it, or `requested` of the sensor."""
+    """A new job, queued for whoever makes it, or `requested` of the sensor; `raw_object_id` is an upload's file."""
     with engine.begin() as connection:
         job_id = connection.execute(
             sa.insert(IngestionJob)
@@ -95,6 +123,8 @@ def create(
                 window_start=window.start,
                 window_end=window.end,
                 status="requested" if requested else "queued",
+                raw_object_id=raw_object_id,
+                objects_new=objects_new,
             )
             .returning(IngestionJob.job_id)
         ).scalar_one()
@@ -110,9 +140,10 @@ def get(engine: sa.Engine, job_id: int) -> Job:
     return _job(row)
 
 
-def requested(engine: sa.Engine, limit: int) -> list[Job]:
-    """The oldest jobs that wait for a run to be asked for."""
-    query = _SELECT.where(IngestionJob.status == "requested").order_by(IngestionJob.job_id).limit(limit)
+def requested(engine: sa.Engine, limit: int, kinds: Collection[str]) -> list[Job]:
+    """The oldest jobs of these kinds that wait for a run to be asked for."""
+    waits = sa.and_(IngestionJob.status == "requested", IngestionJob.kind.in_(kinds))
+    query = _SELECT.where(waits).order_by(IngestionJob.job_id).limit(limit)
     with engine.connect() as connection:
         return [_job(row) for row in connection.execute(query)]
 
@@ -130,8 +161,32 @@ def queue(engine: sa.Engine, job_id: int) -> None:
 
 
 def finish_run(engine: sa.Engine, run_id: str) -> int:
-    """A run came to its end: the jobs that it worked on are done, or failed where one met an error; how many."""
+    """A run came to its end: the jobs that it worked on are done, or failed where one met an error; how many.
+
+    A file whose rows are not there after that has failed, too.
+    """
     with engine.begin() as connection:
+        uploads = connection.execute(
+            sa.select(IngestionJob.job_id, IngestionJob.provider, IngestionJob.raw_object_id).where(
+                IngestionJob.run_id == run_id,
+                IngestionJob.status == "running",
+                IngestionJob.kind == "upload",
+            )
+        ).all()
+        for upload in uploads:
+            staged = connection.execute(
+                sa.text(
+                    f"select exists (select from {schema_name(upload.provider)}.staged_objects "  # noqa: S608
+                    "where raw_object_id = :object)"
+                ),
+                {"object": upload.raw_object_id},
+            ).scalar_one()
+            if not staged:
+                connection.execute(
+                    sa.update(IngestionJob)
+                    .where(IngestionJob.job_id == upload.job_id)
+                    .values(last_error="the file is not staged; upload it again")
+                )
         return connection.execute(
             sa.update(IngestionJob)
             .where(IngestionJob.run_id == run_id, IngestionJob.status == "running")
@@ -325,5 +380,8 @@ def _job(row: sa.Row[tuple[object, ...]]) -> Job:
         objects_new=row.objects_new,
         last_error=row.last_error,
         run_id=row.run_id,
+        raw_object_id=row.raw_object_id,
         created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
     )

@@ -215,6 +215,14 @@ def _superseded(
     return connection.execute(newer.limit(1)).one_or_none() is not None
 
 
+def partition_of(engine: sa.Engine, raw_object_id: int) -> dt.date:
+    """The first day partition of an object: of a file, the day it was first received."""
+    query = sa.select(RawObject.partition_start).where(RawObject.raw_object_id == raw_object_id)
+    with engine.connect() as connection:
+        day: dt.date = connection.execute(query).scalar_one()
+    return day
+
+
 def count_received(engine: sa.Engine, first: dt.date, last: dt.date) -> dict[str, tuple[int, int]]:
     """Objects and bytes of the day partitions from `first` to `last`, by provider."""
     query = (

@@ -11,16 +11,16 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
-import orjson
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from health_pipeline.connections.callback import path_token
 from health_pipeline.ingestion import traces
@@ -28,6 +28,7 @@ from health_pipeline.ingestion.events import Accepted, accept
 from health_pipeline.providers.base import Provider, Webhook, WebhookRequest
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.raw.store import RawStore, RawStoreUnavailableError
+from health_pipeline.receiver.errors import RETRY_AFTER_SECONDS, RefusedError
 from health_pipeline.receiver.limits import Bodies, TokenBucket
 from health_pipeline.receiver.metrics import CONTENT_TYPE, Metrics
 from health_pipeline.receiver.secrets import KeysetUnavailableError
@@ -50,7 +51,6 @@ STORING_AT_ONCE = 12
 _WAITING_TO_STORE = 200
 # Key sets come over the network: calls that wait for one keep no others waiting.
 _KEYSETS_AT_ONCE = 4
-_RETRY_AFTER_SECONDS = 30
 _JSON = "application/json"
 _TYPES = {_JSON, "application/x-www-form-urlencoded", "text/plain", "application/octet-stream"}
 _DATABASE_AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
@@ -61,24 +61,7 @@ Clock = Callable[[], dt.datetime]
 SecretsOf = Callable[[Provider], Sequence[str]]
 
 
-@dataclass(eq=False)
-class RefusedError(Exception):
-    """An answer that is no acceptance; `code` is for machines, `message` for whoever reads their log."""
-
-    status: int
-    code: str
-    message: str
-    retry_after: int | None = None
-    #: What the log and the metrics call it, where that is not the code.
-    outcome: str | None = field(default=None, kw_only=True)
-
-    def response(self) -> Response:
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        body = orjson.dumps({"error": {"code": self.code, "message": self.message}})
-        return Response(body, self.status, headers, media_type=_JSON)
-
-
-_FAILED = RefusedError(500, "failed", "it could not be kept; send it again", _RETRY_AFTER_SECONDS)
+_FAILED = RefusedError(500, "failed", "it could not be kept; send it again", RETRY_AFTER_SECONDS)
 
 
 @dataclass
@@ -188,7 +171,7 @@ class Receiver:
         try:
             return await anyio.to_thread.run_sync(self._secrets_of, provider, limiter=self._keysets)
         except KeysetUnavailableError as error:
-            raise RefusedError(503, "unavailable", str(error), _RETRY_AFTER_SECONDS) from None
+            raise RefusedError(503, "unavailable", str(error), RETRY_AFTER_SECONDS) from None
 
     def _require_path(
         self, provider: Provider, webhook: Webhook, secrets: Sequence[str], token: str | None
@@ -245,7 +228,7 @@ class Receiver:
                 503,
                 "unavailable",
                 f"it cannot be kept now ({type(error).__name__}); send it again",
-                _RETRY_AFTER_SECONDS,
+                RETRY_AFTER_SECONDS,
             ) from None
 
 
@@ -272,10 +255,11 @@ def create_app(
     metrics: Metrics | None = None,
     tells_metrics: bool = True,
     calls_per_second: float = CALLS_PER_SECOND,
+    api: ASGIApp | None = None,
 ) -> Starlette:
     """The ASGI app. `secrets_of` gives the active secrets of a provider, newest first.
 
-    `tells_metrics` is False where `/metrics` is at another address.
+    `tells_metrics` is False where `/metrics` is at another address; `api` has the paths that are none of these.
     """
     receiver = Receiver(
         engine,
@@ -293,4 +277,7 @@ def create_app(
     ]
     if tells_metrics:
         routes.append(Route("/metrics", receiver.metrics, methods=["GET"]))
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    if api is not None:
+        app.router.default = api
+    return app

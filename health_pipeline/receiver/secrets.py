@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import sqlalchemy as sa
 
-from health_pipeline.connections.callback import own_secrets
+from health_pipeline.connections.callback import derived_secrets
 from health_pipeline.connections.endpoints import ProviderNotConfiguredError, endpoint_of
 from health_pipeline.connections.vault import VaultError
 from health_pipeline.providers.base import Provider
@@ -70,9 +70,13 @@ class Secrets:
 
     def own(self, provider: Provider) -> list[str]:
         """The secrets of our making, newest first: each provider has its own."""
-        if provider.name not in self._own:
-            self._own[provider.name] = own_secrets(self._settings, provider)
-        return self._own[provider.name]
+        return self.derived(f"webhook {provider.name}")
+
+    def derived(self, purpose: str) -> list[str]:
+        """A secret for one purpose from each of our own, newest first."""
+        if purpose not in self._own:
+            self._own[purpose] = derived_secrets(self._settings, purpose)
+        return self._own[purpose]
 
     def _keyset(self, provider: Provider, url: str) -> str:
         if self._settings.client_credentials(provider.name) is None and self._settings.sandbox_url:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import datetime as dt
 import os
 import sys
 import threading
@@ -14,32 +14,24 @@ from queue import Empty, Queue
 from urllib.parse import urlsplit
 
 from health_pipeline.connections import password
-from health_pipeline.connections.accounts import AccountTakenError, save_connection
+from health_pipeline.connections.accounts import save_connection
 from health_pipeline.connections.connect import save_consent
 from health_pipeline.connections.consent import Consent, consent_to
-from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
+from health_pipeline.connections.endpoints import Endpoint, endpoint_of
 from health_pipeline.connections.flow import STATE_LIFETIME, Completed, StateError, begin, complete
 from health_pipeline.connections.oauth import ConsentError
+from health_pipeline.connections.pages import CALLBACK_PATH, PAGE_HEADERS, page, told
 from health_pipeline.connections.users import ensure_user
-from health_pipeline.connections.vault import VaultError, open_vault
+from health_pipeline.connections.vault import open_vault
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import get
+from health_pipeline.receiver.links import LINK_LIFETIME, ConnectLink, sign
+from health_pipeline.receiver.secrets import Secrets
 from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 
-#: Where vendors have to be told that people come back to; RFC 8252, 7.3.
-CALLBACK_PATH = "/oauth/callback"
+#: Where vendors have to be told that people come back to, with CALLBACK_PATH; RFC 8252, 7.3.
 DEFAULT_PORT = 8910
-
-#: What is shown in place of the answer's own words, which anybody may have written.
-_HEADLINES = {
-    "unknown": "This is not an answer to a request of ours",
-    "used": "This answer was used already",
-    "expired": "This answer came too late",
-    "redirect": "This answer came to the wrong address",
-}
-#: Errors that a person can be told in their own words.
-_TOLD = (ConsentError, AccountTakenError, ProviderNotConfiguredError, VaultError)
 
 
 def connect_sender(
@@ -137,6 +129,21 @@ class Connecting:
         show(self._begin(redirect_uri), False)
         return complete(self.warehouse, self.vault, self.settings, ask().strip())
 
+    def link(self, consent_days: int | None) -> tuple[str, dt.datetime]:
+        """An address for the person, wherever they are, and until when it is good: the receiver serves it.
+
+        Raises ValueError where there is no page to consent on, or the receiver's address is not known.
+        """
+        if self.provider.password is not None:
+            raise ValueError(f"{self.provider.title} has no page to consent on; connect without --link")
+        if self.settings.receiver_url is None:
+            raise ValueError(
+                "set HEALTH_PIPELINE_RECEIVER_URL to the receiver's public address, like https://hooks.example.org"
+            )
+        expires_at = dt.datetime.now(dt.UTC).replace(microsecond=0) + LINK_LIFETIME
+        asked = ConnectLink(self._user_id(), self.provider.name, expires_at, consent_days)
+        return sign(Secrets(self.settings), self.settings.receiver_url, asked), expires_at
+
     def _begin(self, redirect_uri: str) -> str:
         return begin(
             self.warehouse,
@@ -157,17 +164,11 @@ class Connecting:
         title = self.provider.title
         try:
             completed = complete(self.warehouse, self.vault, self.settings, address)
-        except StateError as error:
-            if error.reason in ("expired", "redirect"):
-                answers.put(error)
-            # Others may be anybody's: whoever set out is still waited for.
-            return 400, _HEADLINES[error.reason], str(error)
-        except _TOLD as error:
-            answers.put(error)
-            return 400, f"{title} is not connected", str(error)
         except Exception as error:
-            answers.put(error)
-            return 500, f"{title} is not connected", f"Something went wrong ({type(error).__name__})."
+            # A state that is none of ours may be anybody's: whoever set out is still waited for.
+            if not isinstance(error, StateError) or error.reason in ("expired", "redirect"):
+                answers.put(error)
+            return told(error, title)
         answers.put(completed)
         return 200, f"{title} is connected", "You can close this page and go back to the terminal."
 
@@ -175,24 +176,6 @@ class Connecting:
 def _has_display() -> bool:
     """Whether a browser would have a window: one in the terminal would take the command's place."""
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def page(headline: str, words: str) -> bytes:
-    """What the browser shows at the end. It loads nothing, and says no one where it came from."""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
-        f"<title>{html.escape(headline)}</title><body style='font-family:sans-serif;max-width:36em;margin:4em auto'>"
-        f"<h1>{html.escape(headline)}</h1><p>{html.escape(words)}</p></body></html>"
-    ).encode()
-
-
-#: Answers to pages that carry a code or a state in their address.
-PAGE_HEADERS = {
-    "Content-Type": "text/html; charset=utf-8",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-}
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from health_pipeline.connections import disconnect as connections
 from health_pipeline.connections.users import require_user
 from health_pipeline.connections.vault import open_vault
-from health_pipeline.providers.registry import get
+from health_pipeline.ingestion.erasure import Erased, erase_source
+from health_pipeline.providers.base import Window
+from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.store import open_store
-from health_pipeline.runtime.erasure import Erased, compute_anew, erase_source
+from health_pipeline.runtime.run_job import run_job
 from health_pipeline.settings import Settings
+from health_pipeline.staging.tables import schema_name
 from health_pipeline.warehouse.connection import Warehouse
 
 
@@ -59,5 +63,15 @@ def disconnect(
         say("erasing")
         ended.erased = erase_source(warehouse, open_store(settings.raw_location), provider, user.user_id)
         if compute and ended.erased.derived:
-            ended.problems = compute_anew(settings, warehouse, say)
+            ended.problems = _compute_anew(settings, warehouse, say)
     return ended
+
+
+def _compute_anew(settings: Settings, warehouse: Warehouse, say: Callable[[str], None]) -> list[str]:
+    """Run what follows staging; returns what went wrong."""
+    today = dt.datetime.now(dt.UTC).date()
+    doors = ("raw", *(schema_name(name) for name in all_providers()))
+    outcome = run_job(
+        "daily_refresh", Window(today, today), settings, warehouse, without=doors, on_progress=say
+    )
+    return list(outcome.failures)

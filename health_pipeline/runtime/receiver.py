@@ -1,4 +1,4 @@
-"""`health-pipeline receiver`: the webhook receiver of this environment."""
+"""`health-pipeline receiver`: the receiver of this environment, webhooks and API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from health_pipeline.connections.subscriptions import signing_secrets
 from health_pipeline.connections.vault import open_vault
 from health_pipeline.ingestion import traces
 from health_pipeline.raw.store import open_store
+from health_pipeline.receiver.api import create_api
 from health_pipeline.receiver.app import STORING_AT_ONCE, create_app
+from health_pipeline.receiver.house import House
 from health_pipeline.receiver.logs import log_as_json
 from health_pipeline.receiver.metrics import Metrics
 from health_pipeline.receiver.secrets import Secrets
@@ -41,13 +43,16 @@ def run_receiver(
     )
     metrics = Metrics(engine)
     log_as_json()
+    store, secrets = open_store(settings.raw_location), secrets_of(settings, warehouse)
+    house = House(settings, warehouse, store, secrets)
     app = create_app(
         engine,
-        open_store(settings.raw_location),
-        secrets_of(settings, warehouse).of,
+        store,
+        secrets.of,
         metrics=metrics,
         tells_metrics=settings.metrics_listen is None,
         calls_per_second=settings.webhook_rate,
+        api=create_api(house),
     )
     if settings.metrics_listen is not None and settings.metrics_listen != "off":
         from prometheus_client import start_http_server
@@ -60,6 +65,7 @@ def run_receiver(
         serve(app, host, port)
     finally:
         traces.shut_down()
+        house.dispose()
         engine.dispose()
 
 

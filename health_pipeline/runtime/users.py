@@ -7,7 +7,7 @@ import datetime as dt
 import sqlalchemy as sa
 
 from health_pipeline.connections.users import require_user
-from health_pipeline.runtime.erasure import delete_derived
+from health_pipeline.ingestion.erasure import delete_derived
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.models import User
 
@@ -17,7 +17,14 @@ class MergeError(RuntimeError):
 
 
 #: Tables of a user whose rows move as they are.
-_MOVED = ("connector_consent_ledger", "oauth_states", "identities", "ingestion_jobs", "ai_audit_log")
+_MOVED = (
+    "connector_consent_ledger",
+    "oauth_states",
+    "identities",
+    "ingestion_jobs",
+    "ai_audit_log",
+    "api_tokens",
+)
 #: Those with rows a metric, which make sense together only: what the user who stays has of a metric counts.
 _OF_METRICS = ("goals", "source_priorities")
 #: What one of the two may know of the person.

@@ -142,6 +142,25 @@ class ConsentEntry(Base):
     )
 
 
+class ApiToken(Base):
+    """One row a token that reads one user's data over HTTP, `hp_<token_id>_<secret>`: kept is the secret's SHA-256.
+
+    `scopes` are of read, sync, upload and connect.
+    """
+
+    __tablename__ = "api_tokens"
+    __table_args__ = (sa.Index(None, "user_id"),)
+
+    token_id: orm.Mapped[int] = orm.mapped_column(sa.Integer, sa.Identity(always=True), primary_key=True)
+    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
+    secret_sha256: orm.Mapped[bytes]
+    scopes: orm.Mapped[list[str]] = orm.mapped_column(pg.ARRAY(sa.Text))
+    created_at: orm.Mapped[dt.datetime] = _now()
+    expires_at: orm.Mapped[dt.datetime | None]
+    revoked_at: orm.Mapped[dt.datetime | None]
+    last_used_at: orm.Mapped[dt.datetime | None]
+
+
 class OAuthState(Base):
     """One row a person on their way to consent. `state` itself is not kept, only its SHA-256.
 
@@ -336,7 +355,8 @@ class IngestionJob(Base):
 
     `window_start` to `window_end` are the local days asked for, both included. `windows_done` of `windows_total` is
     the progress; `last_error` is a message without payload or token. `run_id` is the Dagster run that works on it.
-    A job that is `requested` waits for the sensor that asks for a run of it.
+    A job that is `requested` waits for the sensor that asks for a run of it. `raw_object_id` is the file of an
+    upload over HTTP; its days are the partition of that object.
     """
 
     __tablename__ = "ingestion_jobs"
@@ -348,6 +368,8 @@ class IngestionJob(Base):
         sa.CheckConstraint("window_start <= window_end", name="window"),
         sa.Index(None, "provider", "status"),
         sa.Index(None, "user_id", "created_at"),
+        # An object that is erased is found here without reading all jobs.
+        sa.Index(None, "raw_object_id"),
     )
 
     job_id: orm.Mapped[int] = orm.mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
@@ -355,6 +377,9 @@ class IngestionJob(Base):
     provider: orm.Mapped[str]
     user_id: orm.Mapped[int | None] = orm.mapped_column(sa.ForeignKey(User.user_id, ondelete="CASCADE"))
     entity: orm.Mapped[str | None]
+    raw_object_id: orm.Mapped[int | None] = orm.mapped_column(
+        sa.BigInteger, sa.ForeignKey(RawObject.raw_object_id, ondelete="SET NULL")
+    )
     window_start: orm.Mapped[dt.date | None]
     window_end: orm.Mapped[dt.date | None]
     status: orm.Mapped[str] = orm.mapped_column(server_default="queued")

@@ -14,9 +14,9 @@ import pytest
 from canonical_lab import Lab
 
 from health_pipeline.connections.users import UserRecord, ensure_user
+from health_pipeline.ingestion.outcome import UploadSummary, read_outcome
 from health_pipeline.ingestion.upload import upload
 from health_pipeline.providers import registry
-from health_pipeline.runtime.files import UploadSummary, read_outcome
 from health_pipeline.sandbox import health_connect
 from health_pipeline.sandbox.apple_health import devices_of, true_days, write_apple_health
 from health_pipeline.sandbox.life import life_of

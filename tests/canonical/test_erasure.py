@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from canonical_lab import TABLES, Lab
 from histories import History
 
+from health_pipeline.ingestion.erasure import erase_source
 from health_pipeline.providers.registry import get
-from health_pipeline.runtime.erasure import erase_source
 from health_pipeline.warehouse.engine_tables import ensure_engine_tables
 
 

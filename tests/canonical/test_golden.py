@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from canonical_lab import Lab
 
+from health_pipeline.ingestion.outcome import UploadSummary, read_outcome
 from health_pipeline.providers.base import Provider
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.raw.index import Delivery
-from health_pipeline.runtime.files import UploadSummary, read_outcome
 from health_pipeline.sandbox.context import Sandbox, Settings
 from health_pipeline.sandbox.people import DEFAULT_SEED, person, population
 from health_pipeline.sandbox.recorded import recorded

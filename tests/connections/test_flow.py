@@ -16,9 +16,10 @@ from health_pipeline.connections.accounts import AccountTakenError, active_accou
 from health_pipeline.connections.endpoints import Endpoint
 from health_pipeline.connections.flow import Completed, complete
 from health_pipeline.connections.oauth import ConsentError
+from health_pipeline.connections.pages import CALLBACK_PATH
 from health_pipeline.connections.vault import Vault
 from health_pipeline.providers.registry import connectable, get
-from health_pipeline.runtime.connect import CALLBACK_PATH, Connecting
+from health_pipeline.runtime.connect import Connecting
 from health_pipeline.sandbox.server import RunningSandbox
 from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from api_client import bearer, receiver_app, running
 from consenting import waiting
 
 from health_pipeline.connections.oauth import ConsentError
@@ -133,6 +134,46 @@ def nothing_stored(warehouse: Warehouse) -> bool:
             connection.exec_driver_sql(f"select count(*) from ops.{table}").scalar_one()
             for table in ("provider_accounts", "connector_tokens", "connector_consent_ledger", "identities")
         )
+
+
+@pytest.mark.parametrize("name", ["oura", "terra"])
+def test_a_link_that_the_receiver_serves(
+    boxed: Settings, warehouse: Warehouse, browser: Browser, name: str
+) -> None:
+    """By OAuth, and by an aggregator's own page; then once more, and by somebody who says no."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, title = f"http://127.0.0.1:{port}", get(name).title
+    hosted = boxed.model_copy(update={"receiver_url": url})
+    with receiver_app(hosted, warehouse) as app, running(app, port):
+        mine = bearer(warehouse)
+
+        def link(path: str = "link") -> str:
+            answer = httpx.post(f"{url}/v1/connections/{name}/{path}", headers=mine, timeout=60)
+            assert answer.is_success, answer.text
+            return str(answer.json().get("url"))
+
+        browser.open(link())
+        assert f"read ada's data at {title}" in browser.text("Withdraw at any time")
+        browser.click("form button")
+        browser.click('button[name="login_hint"][value="ada"]')
+        assert f"{title} is connected" in browser.text("is connected")
+        assert browser.address.startswith(f"{url}/oauth/callback?")
+        used = browser.address
+        with warehouse.engine.connect() as connection:
+            asked = connection.exec_driver_sql("select kind, provider, status from ops.ingestion_jobs").all()
+        assert [tuple(job) for job in asked] == [("sync", name, "requested")]
+        browser.open(used)
+        assert "This answer was used already" in browser.text("used already")
+        link("disconnect")
+        browser.open(link())
+        browser.click("form button")
+        browser.click('button[name="decision"][value="deny"]')
+        assert f"{title} is not connected" in browser.text("is not connected")
+    with warehouse.engine.connect() as connection:
+        status = connection.exec_driver_sql("select status from ops.provider_accounts").scalar_one()
+        assert status == "disconnected"
 
 
 @pytest.mark.parametrize("name", [provider.name for provider in connectable() if provider.oauth is not None])

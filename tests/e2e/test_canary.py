@@ -16,6 +16,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import zstandard
+from api_client import api_client, bearer
 from connecting import order
 
 from health_pipeline.connections.accounts import access_token
@@ -211,6 +212,23 @@ def drive(settings: Settings, warehouse: Warehouse, sandbox: RunningSandbox, sea
         disconnect(warehouse, vault, settings, get(name), user_id)
 
 
+def drive_receiver(settings: Settings, warehouse: Warehouse, search: Search) -> None:
+    """A person's own program, a link, and somebody who comes back twice."""
+    hosted = settings.model_copy(update={"receiver_url": "http://testserver"})
+    mine = bearer(warehouse, "ada")
+    search.secrets.add(mine["Authorization"].split("_", 2)[2])
+    with api_client(hosted, warehouse) as client, _unlogged():
+        link = client.post("/v1/connections/whoop/link", headers=mine).json()["url"]
+        search.secrets.add(link.partition("link=")[2])
+        page = httpx.URL(client.post(link, follow_redirects=False).headers["location"])
+        search.secrets.add(page.params["state"])
+        answer = httpx.get(page.copy_merge_params({"login_hint": "ada"})).headers["location"]
+        assert [client.get(answer).status_code for _ in range(2)] == [200, 400]
+        for token in (mine["Authorization"], mine["Authorization"][:-1]):
+            client.get("/v1/health/ada/daily", headers={"Authorization": token})
+            client.post("/v1/connections/whoop/disconnect", headers={"Authorization": token})
+
+
 @pytest.mark.slow
 def test_no_token_lies_anywhere_and_the_search_would_find_it(
     settings: Settings,
@@ -224,6 +242,7 @@ def test_no_token_lies_anywhere_and_the_search_would_find_it(
     boxed = settings.model_copy(update={"sandbox_url": sandbox.url})
     with search.watching_processes():
         drive(boxed, warehouse, sandbox, search)
+        drive_receiver(boxed, warehouse, search)
     captured = capfdbinary.readouterr()
     search.printed = captured.out + captured.err
     names, found = search.hits()

@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import boto3
 import dagster as dg
 import httpx
+import jsonschema
 import pytest
+from api_client import api_client, bearer
 from house import House
 from starlette.testclient import TestClient
 
 from health_pipeline.definitions import defs
 from health_pipeline.defs import sources
-from health_pipeline.defs.events import webhook_sensor
+from health_pipeline.defs.events import requested_jobs_sensor, webhook_sensor
 from health_pipeline.ingestion.fetch import ProviderOutageError
 from health_pipeline.providers.base import Provider, Window
 from health_pipeline.providers.registry import get
@@ -239,6 +242,101 @@ def test_queries_are_read_only_and_a_subject_sees_only_their_own(loaded: House) 
     assert "permission denied" in denied.stderr
     with pytest.raises(LookupError, match="there is no user 'nobody'"):
         run_query(loaded.warehouse, "select 1", as_user="nobody")
+
+
+@pytest.mark.parametrize(
+    ("what", "table", "limit"),
+    [
+        ("daily", "health.daily_metrics", 100),
+        ("summary", "health.health_summary", 7),
+        ("sleep", "health.sleep_sessions", 5),
+        ("workouts", "health.workouts", 3),
+        ("recovery", "health.recovery_scores", 4),
+        ("forecasts", "health.forecasts", 2),
+    ],
+)
+def test_a_person_reads_their_own_rows_over_http(loaded: House, what: str, table: str, limit: int) -> None:
+    rows: list[dict[str, Any]] = []
+    with api_client(loaded.settings, loaded.warehouse) as client:
+        mine = bearer(loaded.warehouse, "ben", ["read"])
+        described = client.get("/openapi.json").json()
+        answers = described["paths"][f"/v1/health/{{user}}/{what}"]["get"]["responses"]
+        schema = {**described, **answers["200"]["content"]["application/json"]["schema"]}
+        query: dict[str, Any] = {"limit": limit, "start": DAYS.start, "end": DAYS.end}
+        if what in ("summary", "forecasts"):
+            query = {"limit": limit}
+        while True:
+            answer = client.get(f"/v1/health/ben/{what}", params=query, headers=mine)
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
+            jsonschema.validate(page, schema)
+            assert len(page["data"]) <= limit
+            known = {**mine, "If-None-Match": answer.headers["etag"]}
+            assert client.get(f"/v1/health/ben/{what}", params=query, headers=known).status_code == 304
+            rows += page["data"]
+            if page["next_cursor"] is None:
+                break
+            query = {"limit": limit, "cursor": page["next_cursor"]}
+    days = "" if what in ("summary", "forecasts") else "and local_date between :start and :end"
+    method = "and method = 'calibrated'" if what == "recovery" else ""
+    stored = loaded.rows(
+        f"select to_jsonb(t) from {table} as t inner join ops.users using (user_id) "
+        f"where handle = 'ben' {days} {method}",
+        start=DAYS.start,
+        end=DAYS.end,
+    )
+    assert len(rows) == len(stored) > limit
+    plain = [
+        name for name, value in rows[0].items() if isinstance(value, (int, float, str)) and "_at" not in name
+    ]
+    plain = [name for name in plain if name in stored[0][0]]
+    assert len(plain) > 4
+    told = [tuple(row[name] for name in plain) for row in rows]
+    assert sorted(told, key=repr) == sorted(
+        (tuple(row[name] for name in plain) for (row,) in stored), key=repr
+    )
+
+
+def test_a_file_sent_over_http_is_read_by_the_run_that_is_asked_for(loaded: House) -> None:
+    content = b"timestamp,glucose (mg/dL)\n2026-03-02 08:00:00,100\n2026-03-02 08:05:00,9000\n"
+    with api_client(loaded.settings, loaded.warehouse) as client:
+        mine = bearer(loaded.warehouse, "hal")
+        sent = client.post("/v1/uploads", headers=mine, files={"file": content})
+        assert sent.status_code == 202, sent.text
+        location = sent.headers["location"]
+        with dg.DagsterInstance.ephemeral() as instance:
+            (request,) = list(requested_jobs_sensor(dg.build_sensor_context(instance=instance)) or [])
+        assert isinstance(request, dg.RunRequest)
+        day = dt.date.fromisoformat(str(request.partition_key))
+        outcome = run_job(
+            str(request.job_name),
+            Window(day, day),
+            loaded.settings,
+            loaded.warehouse,
+            run_config=request.run_config,
+        )
+        assert outcome.success, outcome.failures
+        job = client.get(location, headers=mine).json()
+        readings = client.get("/v1/health/hal/glucose?start=2026-03-01&end=2026-03-03", headers=mine).json()
+    assert (job["status"], job["last_error"], job["kind"]) == ("done", None, "upload")
+    report = job["file"]
+    assert (report["kind"], report["known"], report["records_read"], report["in_warehouse"]) == (
+        "glucose_csv",
+        False,
+        2,
+        1,
+    )
+    assert [(one["reason"], one["count"], one["places"]) for one in report["quarantined"]] == [
+        ("out_of_range", 1, ["line 3"])
+    ]
+    assert report["zone_rules"] == {"upload_zone": 1}
+    (reading,) = readings["data"]
+    assert (reading["recorded_at"], reading["glucose_mg_dl"], reading["utc_offset_minutes"]) == (
+        "2026-03-02T07:00:00Z",
+        100.0,
+        60,
+    )
+    assert readings["time_zone"] == "Europe/Berlin"
 
 
 def test_status_says_what_is_there(loaded: House) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from health_pipeline.providers.base import Provider, Window
+from health_pipeline.providers.base import Provider
 from health_pipeline.raw.store import RawStore
-from health_pipeline.settings import Settings
 from health_pipeline.staging.load import only_loader
 from health_pipeline.staging.tables import schema_name, table_schemas
 from health_pipeline.warehouse.connection import Warehouse
@@ -164,18 +163,3 @@ def _delete_staged(connection: sa.Connection, provider: Provider, ids: list[int]
         {"ids": ids},
     )
     return deleted
-
-
-def compute_anew(settings: Settings, warehouse: Warehouse, say: Callable[[str], None]) -> list[str]:
-    """Run what follows staging; returns what went wrong."""
-    import datetime as dt
-
-    from health_pipeline.providers.registry import all_providers
-    from health_pipeline.runtime.run_job import run_job
-
-    today = dt.datetime.now(dt.UTC).date()
-    doors = ("raw", *(schema_name(name) for name in all_providers()))
-    outcome = run_job(
-        "daily_refresh", Window(today, today), settings, warehouse, without=doors, on_progress=say
-    )
-    return list(outcome.failures)
