@@ -11,7 +11,7 @@
 #}
 
 {# Before anything is deleted or upserted. #}
-{% macro note_revisions(relation, unique_key, existing) %}
+{% macro note_revisions(relation, unique_key, existing, has_scope) %}
 {%- set revisions = 'health.' ~ config.get('revisions') -%}
 {%- set revised = config.get('revised') -%}
 {% if existing is not none %}
@@ -24,38 +24,34 @@ delete from {{ revisions }} as target
 using pg_temp.batch as batch
 where batch._is_remade and {{ same_values(unique_key) }};
 
-create temporary table spoken_documents on commit drop as
-select user_id, source, source_record_id, first_receipt from {{ ref('int_documents_pending') }};
-create index on pg_temp.spoken_documents (source_record_id);
-analyze pg_temp.spoken_documents;
-
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
 select
-    {{ prefixed('target', unique_key) }},
+    {{ prefixed('batch', unique_key) }},
     objects.received_at,
     objects.raw_object_id,
-    target.{{ revised }},
+    met.old_value,
     case when documents.first_receipt < batch._first_value_receipt then null else batch._first_value end
-from pg_temp.batch as batch
-inner join {{ relation }} as target on {{ same_values(unique_key) }}
-left join pg_temp.spoken_documents as documents
-    on documents.source_record_id = target.source_record_id
-    and documents.user_id = target.user_id
-    and documents.source = target.source
+from pg_temp.met as met
+inner join pg_temp.batch as batch on batch.ctid = met.batch_row
+left join pg_temp.scope as documents
+    on documents.source_record_id = met.source_record_id
+    and documents.user_id = batch.user_id
+    and documents.source = batch.source
 inner join health._pending_objects as objects
     on objects.receipt = least(documents.first_receipt, batch._first_value_receipt)
-where not batch._is_remade
+where met.is_revised
     -- A run that did not come to its end has noted what it did; its rows are versions of this batch.
     and not exists (
         select from health._pending_objects as own
-        where own.raw_object_id = target.raw_object_id and own.standing <> 'context'
+        where own.raw_object_id = met.raw_object_id and own.standing <> 'context'
     )
     and (
         documents.first_receipt < batch._first_value_receipt
-        or target.{{ revised }} is distinct from batch._first_value
+        or met.old_value is distinct from batch._first_value
     )
 on conflict do nothing;
 
+{% if has_scope %}
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
 select
     {{ prefixed('target', unique_key) }},
@@ -63,7 +59,7 @@ select
     objects.raw_object_id,
     target.{{ revised }},
     null
-from pg_temp.spoken_documents as documents
+from pg_temp.scope as documents
 -- A document's rows by the index, whatever the planner thinks of their number (offset 0): else it would rather
 -- read the whole table.
 cross join lateral (
@@ -76,6 +72,7 @@ cross join lateral (
 inner join health._pending_objects as objects on objects.receipt = documents.first_receipt
 where not exists (select from pg_temp.batch as batch where {{ same_values(unique_key) }})
 on conflict do nothing;
+{% endif %}
 {% endif %}
 
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)

@@ -22,9 +22,76 @@
 {% macro newest_versions(relation, key, measured, revised=none) %}
 {%- set by_key = 'partition by ' ~ key | join(', ') ~ ' order by _receipt' -%}
 {%- set whole = by_key ~ ' rows between unbounded preceding and unbounded following' -%}
-{%- set by_document = 'partition by said.user_id, said.source, said.source_record_id' -%}
+{#- Its first column is not the key's: else samples, most of all rows, might be sorted by documents, too. -#}
+{%- set by_document = 'partition by said.source_record_id, said.user_id, said.source' -%}
+{%- set columns = (key + measured + ['raw_object_id']) | unique | list -%}
+with versions as materialized (
+    select
+        events.*,
+        -- Nothing else is said of the key: most rows, which need no comparison.
+        (
+            lag(events._receipt) over in_order is null
+            and lead(events._receipt) over in_order is null
+            and events._next_receipt is null
+        ) as _is_alone
+    from (
+        -- One version a key and object, whatever the order of rows within the object.
+        select distinct on ({{ key | join(', ') }}, _receipt) *
+        from (
+            select
+                said.*,
+                objects.receipt as _receipt,
+                objects.standing = 'context' as _is_context,
+                objects.standing in ('late', 'replayed') as _speaks_late,
+                objects.receipt as _first_receipt,
+                null::integer as _next_receipt
+            from {{ relation }} as said
+            inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+            where said.source_record_id is null
+            union all
+            select
+                said.*,
+                objects.receipt as _receipt,
+                objects.standing = 'context' as _is_context,
+                bool_or(objects.standing in ('late', 'replayed')) over ({{ by_document }}) as _speaks_late,
+                min(objects.receipt) filter (where objects.standing <> 'context')
+                    over ({{ by_document }}) as _first_receipt,
+                -- When the document was received next.
+                first_value(objects.receipt) over (
+                    {{ by_document }} order by objects.receipt
+                    groups between 1 following and 1 following
+                ) as _next_receipt
+            from {{ relation }} as said
+            inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
+            where said.source_record_id is not null
+        ) as told
+        where not told.is_deleted
+        order by {{ (key + ['_receipt', 'source_record_id'] + measured) | unique | join(', ') }}
+    ) as events
+    window in_order as ({{ by_key }})
+)
+
 select
-    folded.*,
+    {% for column in columns -%}
+    {{ column }},
+    {% endfor -%}
+    received_at as first_seen_at,
+    received_at as updated_at,
+    case when _speaks_late or _receipt > _first_receipt then 'replace' else 'keep' end as _merge
+    {%- if revised %},
+    _speaks_late as _is_remade,
+    {{ revised }} as _first_value,
+    _receipt as _first_value_receipt,
+    null::jsonb as _revisions
+    {%- endif %}
+from versions
+where _is_alone and (_speaks_late or not _is_context)
+union all
+select
+    {% for column in columns -%}
+    folded.{{ column }},
+    {% endfor -%}
+    folded.first_seen_at,
     folded.received_at as updated_at,
     case
         when folded._closed_at is not null then 'remove'
@@ -33,6 +100,9 @@ select
         else 'keep'
     end as _merge
     {%- if revised %},
+    folded._is_remade,
+    folded._first_value,
+    folded._first_value_receipt,
     nullif(
         coalesce(folded._changes, '[]') || case
             when folded._closed_at is null then '[]'
@@ -91,42 +161,10 @@ from (
             {%- endif %}
         from (
             select
-                events.*,
-                bool_or(events._speaks_late) over whole as _is_remade
-            from (
-                -- One version a key and object, whatever the order of rows within the object.
-                select distinct on ({{ key | join(', ') }}, _receipt) *
-                from (
-                    select
-                        said.*,
-                        objects.receipt as _receipt,
-                        objects.standing = 'context' as _is_context,
-                        objects.standing in ('late', 'replayed') as _speaks_late,
-                        objects.receipt as _first_receipt,
-                        null::integer as _next_receipt
-                    from {{ relation }} as said
-                    inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
-                    where said.source_record_id is null
-                    union all
-                    select
-                        said.*,
-                        objects.receipt as _receipt,
-                        objects.standing = 'context' as _is_context,
-                        bool_or(objects.standing in ('late', 'replayed')) over ({{ by_document }}) as _speaks_late,
-                        min(objects.receipt) filter (where objects.standing <> 'context')
-                            over ({{ by_document }}) as _first_receipt,
-                        -- When the document was received next.
-                        first_value(objects.receipt) over (
-                            {{ by_document }} order by objects.receipt
-                            groups between 1 following and 1 following
-                        ) as _next_receipt
-                    from {{ relation }} as said
-                    inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
-                    where said.source_record_id is not null
-                ) as told
-                where not told.is_deleted
-                order by {{ (key + ['_receipt', 'source_record_id'] + measured) | unique | join(', ') }}
-            ) as events
+                versions.*,
+                bool_or(versions._speaks_late) over whole as _is_remade
+            from versions
+            where not versions._is_alone
             window whole as ({{ whole }})
         ) as versions
         where versions._is_remade or not versions._is_context

@@ -1,14 +1,14 @@
 {#
   A table that takes a run's rows by its natural key and touches only those that changed.
 
-  The model's SQL gives the rows of this run (the batch), one a key. Rows are inserted in key order, and those
-  that are there already are updated only where they differ.
+  The model's SQL gives the rows of this run (the batch), one a key. One join with the table tells which of them
+  are there already, and which of those differ: new rows are inserted in key order, those that differ updated.
 
   config:
     unique_key       the natural key, which becomes the primary key
     partition_by     timestamptz column: the table is partitioned by its UTC month
-    scope            a model whose rows name what the batch is complete for; rows of the table in that scope
-                     which the batch does not have are deleted
+    scope            a model whose rows name what the batch is complete for, each once; rows of the table in that
+                     scope which the batch does not have are deleted
     scope_columns    the columns the scope and the table share
     changes          name of the queue table that gets (user_id, local_date, metric_type) of every change
     change_metric    SQL for the queue's metric_type; default: the column of that name
@@ -48,81 +48,85 @@
         {{ add_missing_columns(existing) }}
     {% endif %}
 
+    {% do run_query("set local work_mem = '64MB'") %}
     {% if existing is not none and config.get('nested') %}{{ join_by_index() }}{% endif %}
     {% do run_query('drop table if exists pg_temp.batch') %}
-    {% do run_query('create temporary table batch on commit drop as ' ~ sql) %}
-    {% set merges = ['replace'] %}
-    {% if versioned %}
-        {% set merges = run_query('select distinct _merge from pg_temp.batch').columns[0].values() | list %}
-    {% endif %}
-    {% if partition_by %}
-        {% do create_missing_partitions(target_relation, partition_by) %}
-    {% endif %}
+    {% do run_query(
+        'create temporary table batch on commit drop as select * from (' ~ sql ~ '\n) as batch order by '
+        ~ unique_key | join(', ')
+    ) %}
+    {% set batch = contents_of_batch(versioned, partition_by) %}
+    {% do create_missing_partitions(target_relation, batch.months) %}
 
     {% if existing is not none %}
+        {% set has_scope = false %}
+        {% if scope %}
+            {% do run_query('drop table if exists pg_temp.scope') %}
+            {% do run_query('create temporary table scope on commit drop as select * from ' ~ ref(scope)) %}
+            {% do run_query('create index on pg_temp.scope (' ~ config.get('scope_columns') | join(', ') ~ ')') %}
+            {% do run_query('analyze pg_temp.scope') %}
+            {% set has_scope = run_query('select exists (select from pg_temp.scope)').columns[0].values()[0] %}
+        {% endif %}
+        {% if has_scope or 'remove' in batch.merges %}
+            {% do run_query('create index on pg_temp.batch (' ~ unique_key | join(', ') ~ ')') %}
+        {% endif %}
+        {% do run_query('analyze pg_temp.batch') %}
         {% if versioned %}
             {# An object that is read anew, by a mended parser perhaps, takes back what it said before. #}
             {% set replayed = "(select user_id, raw_object_id from health._pending_objects where standing = 'replayed')" %}
             {% if run_query('select exists ' ~ replayed).columns[0].values()[0] %}
-                {% do run_query('analyze pg_temp.batch') %}
                 {% call statement('delete_replayed') %}
                     {{ upsert_delete(target_relation, unique_key, replayed, ['user_id', 'raw_object_id'], true) }}
                 {% endcall %}
             {% endif %}
         {% endif %}
-
-        {% do run_query('create index on pg_temp.batch (' ~ unique_key | join(', ') ~ ')') %}
-        {% do run_query('analyze pg_temp.batch') %}
-        {% set scope_columns = config.get('scope_columns', []) %}
-        {% if scope %}
-            {% do run_query('drop table if exists pg_temp.scope') %}
-            {% do run_query(
-                'create temporary table scope on commit drop as select distinct '
-                ~ scope_columns | join(', ') ~ ' from ' ~ ref(scope)
-            ) %}
-            {% do run_query('analyze pg_temp.scope') %}
-        {% endif %}
         {{ join_by_index() }}
+        {% do run_query('drop table if exists pg_temp.met') %}
+        {% do run_query(meet_rows(target_relation, unique_key, columns, batch.merges, versioned)) %}
+        {% set met = run_query('select count(*), count(*) filter (where differs) from pg_temp.met').rows[0] %}
         {% if config.get('revisions') %}
             {% call statement('note_revisions') %}
-                {{ note_revisions(target_relation, unique_key, existing) }}
+                {{ note_revisions(target_relation, unique_key, existing, has_scope) }}
             {% endcall %}
         {% endif %}
-        {% if scope %}
+        {% if has_scope %}
             {% call statement('delete_retracted') %}
-                {{ upsert_delete(target_relation, unique_key, 'pg_temp.scope', scope_columns, versioned) }}
+                {{ upsert_delete(target_relation, unique_key, 'pg_temp.scope', config.get('scope_columns'), versioned) }}
             {% endcall %}
         {% endif %}
-        {% if 'remove' in merges %}
+        {% if 'remove' in batch.merges %}
             {% set removed = "(select * from pg_temp.batch where _merge = 'remove')" %}
             {% call statement('delete_removed') %}
                 {{ upsert_delete(target_relation, unique_key, removed, unique_key, versioned) }}
             {% endcall %}
         {% endif %}
-
         {% if changes %}
             {# A row that moves to another local day leaves the old day changed, too. #}
             {% call statement('note_moved') %}
 insert into health.{{ changes }} (user_id, local_date, metric_type)
-select distinct target.user_id, target.local_date, {{ config.get('change_metric', 'target.metric_type') }}
-from pg_temp.batch as batch
-inner join {{ target_relation }} as target on {{ same_values(unique_key) }}
-where target.local_date <> batch.local_date
+select distinct batch.user_id, met.moved_from, {{ config.get('change_metric', 'batch.metric_type') }}
+from pg_temp.met as met
+inner join pg_temp.batch as batch on batch.ctid = met.batch_row
+where met.moved_from is not null
             {% endcall %}
         {% endif %}
-    {% elif config.get('revisions') %}
-        {% call statement('note_revisions') %}
-            {{ note_revisions(target_relation, unique_key, existing) }}
-        {% endcall %}
+        {% do run_query('set local enable_hashjoin = on') %}
+    {% else %}
+        {% set met = (0, 0) %}
+        {% if config.get('revisions') %}
+            {% call statement('note_revisions') %}
+                {{ note_revisions(target_relation, unique_key, existing, false) }}
+            {% endcall %}
+        {% endif %}
     {% endif %}
 
-    {% for merge in merges if merge != 'remove' %}
-        {% call statement('main' if loop.first else 'upsert_' ~ merge) %}
-            {{ upsert_rows(target_relation, unique_key, columns, merge, versioned) }}
-        {% endcall %}
-    {% else %}
+    {% if met[0] == batch.rows and met[1] == 0 %}
         {% call statement('main') %}select 'nothing new'{% endcall %}
-    {% endfor %}
+    {% else %}
+        {% call statement('main') %}
+            {{ upsert_rows(target_relation, unique_key, columns, versioned, met[0] > 0) }}
+        {% endcall %}
+    {% endif %}
     {% if changes %}
         {# Who reads the queue joins it to large tables, and the planner has to know how short it is. #}
         {% do run_query('analyze health.' ~ changes) %}
@@ -137,59 +141,125 @@ where target.local_date <> batch.local_date
 {% endmaterialization %}
 
 
-{# Delete the rows that `gone` names by `columns`, unless the batch has them; their days have changed. #}
-{% macro upsert_delete(relation, unique_key, gone, columns, versioned) %}
-with retracted as (
-    delete from {{ relation }} as target
-    using {{ gone }} as batch
-    where {{ same_values(columns) }}
-        and not exists (
-            select from pg_temp.batch as batch
-            where {{ same_values(unique_key) }}{{ " and batch._merge <> 'remove'" if versioned }}
-        )
-    returning target.*
-)
-{{ note_changes('retracted') }}
+{# What is in the batch: the number of its `rows`, its `merges`, and the `months` of the partitions it needs. #}
+{% macro contents_of_batch(versioned, partition_by) %}
+    {% set found = run_query(
+        'select ' ~ ('_merge' if versioned else "'replace'") ~ ', '
+        ~ ("date_trunc('month', " ~ partition_by ~ " at time zone 'UTC')::date" if partition_by else 'null')
+        ~ ', count(*) from pg_temp.batch group by 1, 2 order by 2'
+    ).rows %}
+    {% do return({
+        'rows': found | map(attribute=2) | sum,
+        'merges': found | map(attribute=0) | unique | list,
+        'months': found | map(attribute=1) | unique | list if partition_by else [],
+    }) %}
 {% endmacro %}
 
 
 {#
-  Upsert the batch's rows of one `_merge`. Where the batch is not complete in itself the row that is there has
-  been seen first, unless it is another document's.
+  The rows of the batch whose key is in the table already, and what of theirs there is needed:
+
+    differs        the batch says something else: to be updated
+    first_seen_at  of the row that is there, with source_record_id, where the batch is versioned
+    moved_from     its local day, where the batch has another
+    is_revised     its followed column may have changed: old_value, and raw_object_id, which brought it
+
+  One look at the table does for everything that follows.
 #}
-{% macro upsert_rows(relation, unique_key, columns, merge, versioned) %}
+{% macro meet_rows(relation, unique_key, columns, merges, versioned) %}
 {%- set data = columns | reject('in', unique_key) | list -%}
-{%- set compare = {
+{%- set compared = {
     'keep': data | reject('in', ['raw_object_id', 'first_seen_at', 'updated_at']) | list,
     'revise': data | reject('in', ['first_seen_at']) | list,
     'replace': data,
-}[merge] -%}
-with upserted as (
-    insert into {{ relation }} as target ({{ columns | join(', ') }})
-    select {{ columns | join(', ') }} from pg_temp.batch
-    {% if versioned %}where _merge = '{{ merge }}'{% endif %}
-    order by {{ unique_key | join(', ') }}
-    on conflict ({{ unique_key | join(', ') }}) do update set
-        {% for column in data -%}
-        {% if column == 'first_seen_at' and merge != 'replace' -%}
-            {%- if 'source_record_id' in data -%}
-        first_seen_at = case
-            when target.source_record_id is distinct from excluded.source_record_id then excluded.first_seen_at
-            else target.first_seen_at
-        end
-            {%- else -%}
-        first_seen_at = target.first_seen_at
-            {%- endif -%}
-        {%- else -%}
-        {{ column }} = excluded.{{ column }}
-        {%- endif %}{{ ',' if not loop.last }}
-        {% endfor %}
-    where
-        ({{ 'target.' ~ compare | join(', target.') }})
-        is distinct from ({{ 'excluded.' ~ compare | join(', excluded.') }})
-    returning target.*
-)
-{{ note_changes('upserted') }}
+} -%}
+{%- set revised = config.get('revised') %}
+create temporary table met on commit drop as
+select
+    batch.ctid as batch_row,
+    {% if versioned %}
+    target.first_seen_at,
+    target.source_record_id,
+    {% endif %}
+    {% if config.get('changes') %}
+    nullif(target.local_date, batch.local_date) as moved_from,
+    {% endif %}
+    {% if revised %}
+    target.{{ revised }} as old_value,
+    target.raw_object_id,
+    not batch._is_remade and (
+        target.{{ revised }} is distinct from batch._first_value or target.source_record_id is not null
+    ) as is_revised,
+    {% endif %}
+    {% if merges | length > 1 %}case batch._merge{% endif %}
+    {% for merge in merges %}
+    {% if merges | length > 1 %}when '{{ merge }}' then{% endif %}
+    {% if merge == 'remove' %}
+        true
+    {% else %}
+        ({{ prefixed('target', compared[merge]) }}) is distinct from ({{ prefixed('batch', compared[merge]) }})
+    {% endif %}
+    {% else %}
+        false
+    {% endfor %}
+    {% if merges | length > 1 %}end{% endif %} as differs
+from pg_temp.batch as batch
+inner join {{ relation }} as target on {{ same_values(unique_key) }}
+{% endmacro %}
+
+
+{# Delete the rows that `gone` names by `columns`, unless the batch has them; their days have changed. #}
+{% macro upsert_delete(relation, unique_key, gone, columns, versioned) %}
+{% call noting_changes() %}
+delete from {{ relation }} as target
+using {{ gone }} as batch
+where {{ same_values(columns) }}
+    and not exists (
+        select from pg_temp.batch as batch
+        where {{ same_values(unique_key) }}{{ " and batch._merge <> 'remove'" if versioned }}
+    )
+{% endcall %}
+{% endmacro %}
+
+
+{#
+  Insert the batch's rows that are new, and update those that differ. They come in the order of the key, as they
+  lie in the batch. A row that is there, and that the batch is not complete for, has been seen first, unless it
+  is another document's.
+#}
+{% macro upsert_rows(relation, unique_key, columns, versioned, has_met) %}
+{%- set data = columns | reject('in', unique_key) | list -%}
+{% call noting_changes() %}
+insert into {{ relation }} as target ({{ columns | join(', ') }})
+select
+    {% for column in columns -%}
+    {% if column == 'first_seen_at' and versioned and has_met -%}
+    case
+        when
+            met.batch_row is not null
+            and batch._merge <> 'replace'
+            {{- ' and met.source_record_id is not distinct from batch.source_record_id' }}
+            then met.first_seen_at
+        else batch.first_seen_at
+    end
+    {%- else -%}
+    batch.{{ column }}
+    {%- endif %}{{ ',' if not loop.last }}
+    {% endfor %}
+from pg_temp.batch as batch
+{% if has_met %}
+left join pg_temp.met as met on met.batch_row = batch.ctid
+{% endif %}
+where true
+    {% if has_met %}and (met.batch_row is null or met.differs){% endif %}
+    {% if versioned %}and batch._merge <> 'remove'{% endif %}
+{% if has_met %}
+on conflict ({{ unique_key | join(', ') }}) do update set
+    {% for column in data -%}
+    {{ column }} = excluded.{{ column }}{{ ',' if not loop.last }}
+    {% endfor %}
+{% endif %}
+{% endcall %}
 {% endmacro %}
 
 
@@ -210,12 +280,18 @@ with upserted as (
 {%- endmacro %}
 
 
-{% macro note_changes(changed) %}
+{# A statement that changes rows of `target`; the queue, where there is one, gets their days. #}
+{% macro noting_changes() %}
 {% if config.get('changes') %}
+with changed as (
+    {{ caller() }}
+    returning target.user_id, target.local_date, {{ config.get('change_metric', 'target.metric_type') }} as metric_type
+)
+
 insert into health.{{ config.get('changes') }} (user_id, local_date, metric_type)
-select distinct user_id, local_date, {{ config.get('change_metric', 'metric_type') }} from {{ changed }}
+select distinct user_id, local_date, metric_type from changed
 {% else %}
-select count(*) from {{ changed }}
+{{ caller() }}
 {% endif %}
 {% endmacro %}
 
@@ -250,17 +326,14 @@ create index on {{ relation }} ({{ index.columns | join(', ') }})
 {% endmacro %}
 
 
-{% macro create_missing_partitions(relation, column) %}
-    {% set months = run_query(
-        "select distinct to_char(date_trunc('month', " ~ column ~ " at time zone 'UTC'), 'YYYY-MM-DD'), "
-        ~ "to_char(date_trunc('month', " ~ column ~ " at time zone 'UTC') + interval '1 month', 'YYYY-MM-DD') "
-        ~ "from pg_temp.batch order by 1"
-    ) %}
-    {% for month in months.rows %}
-        {% set name = relation.identifier ~ '_' ~ month[0][:7] | replace('-', '_') %}
+{# Partitions for the months that begin on these days. #}
+{% macro create_missing_partitions(relation, months) %}
+    {% for month in months %}
+        {% set next = (month + modules.datetime.timedelta(days=31)).replace(day=1) %}
+        {% set name = relation.identifier ~ '_' ~ month.strftime('%Y_%m') %}
         {% do run_query(
             'create table if not exists ' ~ relation.schema ~ '.' ~ name ~ ' partition of ' ~ relation
-            ~ " for values from ('" ~ month[0] ~ " 00:00:00+00') to ('" ~ month[1] ~ " 00:00:00+00')"
+            ~ " for values from ('" ~ month ~ " 00:00:00+00') to ('" ~ next ~ " 00:00:00+00')"
         ) %}
         {% do run_query("select ops.secure_table('" ~ relation.schema ~ '.' ~ name ~ "')") %}
     {% endfor %}

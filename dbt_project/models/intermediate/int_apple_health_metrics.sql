@@ -20,15 +20,10 @@ select
     records.unit as source_unit,
     records.source,
     records.device as source_device,
-    records.recorded_at + interval '1 microsecond' * (
-        dense_rank() over (
-            partition by records.raw_object_id, records.metric_type collate "C", records.recorded_at
-            order by records.device collate "C", records.ended_at, records.value, records.unit collate "C"
-        ) - 1
-    ) as recorded_at,
+    records.recorded_at + interval '1 microsecond' * (records.place - 1) as recorded_at,
     records.ended_at,
-    {{ apple_health_offset('records', 'away', 'records.recorded_at') }} as utc_offset_minutes,
-    {{ apple_health_offset_source('records', 'away') }} as utc_offset_source,
+    records.offset_minutes as utc_offset_minutes,
+    records.offset_source as utc_offset_source,
     null::date as local_date,
     null::text as source_record_id,
     case when records.is_user_entered then '{"user_entered": true}'::jsonb end as metadata,
@@ -37,9 +32,20 @@ select
     'line ' || records.line as location,
     records.raw_object_id,
     records.received_at
-from {{ ref('stg_apple_health__records') }} as records
-{{ join_away('records', 'away', 'records.recorded_at') }}
-where not records.is_sensor
+-- Constants stay outside: who asks for records with an id of their own knows then that there are none here.
+from (
+    select
+        records.*,
+        {{ apple_health_offset('records', 'away', 'records.recorded_at') }} as offset_minutes,
+        {{ apple_health_offset_source('records', 'away') }} as offset_source,
+        dense_rank() over (
+            partition by records.raw_object_id, records.metric_type collate "C", records.recorded_at
+            order by records.device collate "C", records.ended_at, records.value, records.unit collate "C"
+        ) as place
+    from {{ ref('stg_apple_health__records') }} as records
+    {{ join_away('records', 'away', 'records.recorded_at') }}
+    where not records.is_sensor
+) as records
 union all
 select
     nights.user_id,
