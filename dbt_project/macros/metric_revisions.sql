@@ -24,6 +24,8 @@ delete from {{ revisions }} as target
 using pg_temp.batch as batch
 where batch._is_remade and {{ same_values(unique_key) }};
 
+-- What the batch met is a table of the run's own.
+set local enable_hashjoin = on;
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
 select
     {{ prefixed('batch', unique_key) }},
@@ -50,6 +52,8 @@ where met.is_revised
         or met.old_value is distinct from batch._first_value
     )
 on conflict do nothing;
+
+set local enable_hashjoin = off;
 
 {% if has_scope %}
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)

@@ -63,7 +63,6 @@
         {% if scope %}
             {% do run_query('drop table if exists pg_temp.scope') %}
             {% do run_query('create temporary table scope on commit drop as select * from ' ~ ref(scope)) %}
-            {% do run_query('create index on pg_temp.scope (' ~ config.get('scope_columns') | join(', ') ~ ')') %}
             {% do run_query('analyze pg_temp.scope') %}
             {% set has_scope = run_query('select exists (select from pg_temp.scope)').columns[0].values()[0] %}
         {% endif %}
@@ -110,7 +109,7 @@ inner join pg_temp.batch as batch on batch.ctid = met.batch_row
 where met.moved_from is not null
             {% endcall %}
         {% endif %}
-        {% do run_query('set local enable_hashjoin = on') %}
+        {{ join_by_hash() }}
     {% else %}
         {% set met = (0, 0) %}
         {% if config.get('revisions') %}
@@ -268,8 +267,13 @@ on conflict ({{ unique_key | join(', ') }}) do update set
   of its batch, where a hash join of a larger batch would read the whole table.
 #}
 {% macro join_by_index() %}
-    {% do run_query('set local enable_hashjoin = off') %}
-    {% do run_query('set local enable_mergejoin = off') %}
+    {% do run_query('set local enable_hashjoin = off; set local enable_mergejoin = off') %}
+{% endmacro %}
+
+
+{# As before: for what joins the batch with other rows of the run only. #}
+{% macro join_by_hash() %}
+    {% do run_query('set local enable_hashjoin = on; set local enable_mergejoin = on') %}
 {% endmacro %}
 
 
