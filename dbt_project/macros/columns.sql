@@ -8,7 +8,7 @@ select * from {{ ref(model) }}
 
 {# Minutes that the local time of a zone is ahead of UTC at an instant. #}
 {% macro zone_offset_minutes(instant, zone) -%}
-    (extract(epoch from ({{ instant }} at time zone {{ zone }}) - ({{ instant }} at time zone 'UTC')) / 60)::smallint
+    (date_part('epoch', ({{ instant }} at time zone {{ zone }}) - ({{ instant }} at time zone 'UTC')) / 60)::smallint
 {%- endmacro %}
 
 {#

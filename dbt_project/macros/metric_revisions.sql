@@ -10,8 +10,11 @@
   new_value).
 #}
 
-{# Before anything is deleted or upserted. #}
-{% macro note_revisions(relation, unique_key, existing, has_scope) %}
+{#
+  Before anything is deleted or upserted. A batch whose rows are all to `keep` has nothing anew, and no versions that
+  differ.
+#}
+{% macro note_revisions(relation, unique_key, existing, merges, has_scope) %}
 {%- set revisions = 'health.' ~ config.get('revisions') -%}
 {%- set revised = config.get('revised') -%}
 {% if existing is not none %}
@@ -20,9 +23,11 @@ using health._pending_objects as objects
 where objects.raw_object_id = target.raw_object_id
     and objects.standing = 'replayed';
 
+{% if 'replace' in merges or 'remove' in merges %}
 delete from {{ revisions }} as target
 using pg_temp.batch as batch
 where batch._is_remade and {{ same_values(unique_key) }};
+{% endif %}
 
 -- What the batch met is a table of the run's own.
 set local enable_hashjoin = on;
@@ -79,6 +84,7 @@ on conflict do nothing;
 {% endif %}
 {% endif %}
 
+{% if merges | reject('equalto', 'keep') | list %}
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
 select
     {{ prefixed('batch', unique_key) }},
@@ -91,6 +97,7 @@ cross join jsonb_array_elements(batch._revisions) as revision
 inner join health._pending_objects as objects on objects.receipt = (revision ->> 'receipt')::integer
 where batch._revisions is not null
 on conflict do nothing;
+{% endif %}
 {% endmacro %}
 
 

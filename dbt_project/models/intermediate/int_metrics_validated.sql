@@ -30,6 +30,8 @@ converted as (
             when metrics.home_time_zone is not null then {{ zone_source('metrics.raw_object_id') }}
             else 'assumed_utc'
         end as utc_offset_source,
+        metrics.utc_offset_minutes as said_offset_minutes,
+        coalesce(metrics.home_time_zone, 'UTC') as time_zone,
         metrics.local_date as said_date,
         metrics.source_record_id,
         metrics.metadata,
@@ -56,7 +58,14 @@ select
     ended_at,
     utc_offset_minutes,
     utc_offset_source,
-    coalesce(said_date, {{ local_day('recorded_at', 'utc_offset_minutes') }}) as local_date,
+    -- By the zone where the offset comes from it: the same day, and the offset need not be found twice.
+    coalesce(
+        said_date,
+        case
+            when said_offset_minutes is null then (recorded_at at time zone time_zone)::date
+            else {{ local_day('recorded_at', 'said_offset_minutes') }}
+        end
+    ) as local_date,
     source_record_id,
     metadata,
     is_deleted,

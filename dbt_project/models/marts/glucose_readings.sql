@@ -36,11 +36,10 @@ with readings as not materialized (
         local_date,
         source_record_id,
         -- What a record says now and cannot be true replaces what it said before by nothing.
-        is_deleted or quarantine_reason is not null as is_deleted,
+        case when quarantine_reason is null then is_deleted else true end as is_deleted,
         raw_object_id,
         received_at
     from {{ ref('int_glucose_validated') }}
-    where quarantine_reason is null or source_record_id is not null
 ),
 
 newest as (

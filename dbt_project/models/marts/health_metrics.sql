@@ -33,12 +33,12 @@ with metrics as not materialized (
         local_date,
         source_record_id,
         metadata,
-        -- What a document says now and cannot be true replaces what it said before by nothing.
-        is_deleted or quarantine_reason is not null as is_deleted,
+        -- What a document says now and cannot be true replaces what it said before by nothing. (`case`, because
+        -- the planner takes any test of an expression for null to be true of few rows.)
+        case when quarantine_reason is null then is_deleted else true end as is_deleted,
         raw_object_id,
         received_at
     from {{ ref('int_metrics_validated') }}
-    where quarantine_reason is null or source_record_id is not null
 ),
 
 newest as (
