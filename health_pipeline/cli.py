@@ -6,11 +6,12 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -157,14 +158,35 @@ def _show_demo(report: Any) -> None:
 @click.option(
     "--date-order", type=click.Choice(["dmy", "mdy"]), help="Order of the file's dates, if it is unclear."
 )
-def upload(file: Path, handle: str, time_zone: str | None, kind: str | None, date_order: str | None) -> None:
-    """Load a file into the warehouse: keep its bytes, then stage, check, and compute what it changes."""
+@click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda _context, _parameter, given: _named(given),
+    help="What the file does not say: participant=ID (Fitabase), date=YYYY-MM-DD (Fitbit), unit=mmol/L (glucose).",
+)
+def upload(
+    file: Path,
+    handle: str,
+    time_zone: str | None,
+    kind: str | None,
+    date_order: str | None,
+    options: dict[str, str],
+) -> None:
+    """Load a file into the warehouse: keep its bytes, then stage, check, and compute what it changes.
+
+    The same command again goes on where one that was killed has ended; what is there is not loaded twice.
+    """
     from health_pipeline.runtime.files import upload_file
 
+    if date_order:
+        options = {**options, "date_order": date_order}
+
     settings, warehouse = _open()
-    with _status_line("upload") as say:
+    with _file_bar(file.name) as say:
         summary = upload_file(
-            settings, warehouse, file, handle, say, time_zone=time_zone, kind=kind, date_order=date_order
+            settings, warehouse, file, handle, say, time_zone=time_zone, kind=kind, options=options
         )
     click.echo(summary.words())
     if summary.problems:
@@ -438,6 +460,38 @@ def query(statement: str, style: str, as_user: str | None) -> None:
         _print_table(table)
 
 
+@main.group()
+def export() -> None:
+    """Write a person's data in the words of others."""
+
+
+@export.command("fhir")
+@click.option("--user", "handle", required=True, help="Whose data.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.File("wb", lazy=False, atomic=True),
+    default="-",
+    help="A file: NDJSON, or a Bundle where its name ends in .json. Standard output by default.",
+)
+@click.option("--samples", is_flag=True, help="Every value, not one a day and metric.")
+@click.option("--from", "first", type=_DAY, help="First local day.")
+@click.option("--to", "last", type=_DAY, help="Last local day; the first one alone by default.")
+def export_fhir(
+    handle: str, output: IO[bytes], samples: bool, first: dt.datetime | None, last: dt.datetime | None
+) -> None:
+    """A person's values as FHIR R4 Observations, by LOINC and UCUM."""
+    from health_pipeline.runtime.fhir_export import export_fhir as write
+
+    if last is not None and first is None:
+        raise click.UsageError("--to needs --from")
+    _, warehouse = _open()
+    window = None if first is None else _window(first, last)
+    bundle = output.name.endswith(".json")
+    count = write(warehouse, handle, output, samples=samples, window=window, bundle=bundle)
+    click.echo(f"{count} Observations", err=True)
+
+
 def _print_table(table: Any) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -654,6 +708,41 @@ def _windows_bar(name: str) -> Iterator[tuple[Callable[[str], None], Callable[[i
                 progress.console.print(line, markup=False, highlight=False)
 
         yield say, lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _named(given: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=VALUE` as a mapping."""
+    pairs = [each.partition("=") for each in given]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise click.BadParameter("write it as NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+@contextmanager
+def _file_bar(name: str) -> Iterator[Callable[[str], None]]:
+    """How much of a file has been read, with the present step, on a terminal; plain lines where nobody watches."""
+    if not sys.stderr.isatty():
+        yield _say
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[share]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None, share="")
+
+        def show(line: str) -> None:
+            if found := re.search(r"\b(\d+) % of the file read", line):
+                share = int(found.group(1))
+                progress.update(task, completed=share, total=100, share=f"{share} %")
+            elif line.startswith(" "):
+                progress.update(task, description=line.strip())
+            else:
+                # The next step, which does not say how far it is.
+                progress.update(task, description=f"{name}: {line}", total=None, share="")
+
+        yield show
 
 
 class _status_line:  # noqa: N801 - used like a function

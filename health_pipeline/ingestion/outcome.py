@@ -90,6 +90,12 @@ from health.sleep_sessions where raw_object_id = :id having count(*) > 0
 union all
 select 'workouts', null, null, count(*), min(started_at), max(ended_at), true
 from health.workouts where raw_object_id = :id having count(*) > 0
+union all
+select 'medications', null, null, count(*), min(authored_at), max(authored_at), true
+from health.medications where raw_object_id = :id having count(*) > 0
+union all
+select 'documents', null, null, count(*), min(document_at), max(document_at), true
+from health.documents where raw_object_id = :id having count(*) > 0
 order by 1
 """
 #: Staging tables that have a row a sample, and what is counted with another table.

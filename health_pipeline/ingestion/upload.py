@@ -42,8 +42,8 @@ def upload(
 ) -> UploadReport:
     """Take a file, or its bytes, into the raw store. The kind is found by content unless given.
 
-    A kind that is parsed in parts is never held in memory. `context` is for the parser (`date_order`,
-    `unit`). `time_zone` (IANA) is for times without an offset; the user's own is used where it is not given.
+    A kind that is parsed in parts is never held in memory. `context` is for the parser: words of the kind's
+    `file_options`. `time_zone` (IANA) is for times without an offset; the user's own is used where it is not given.
 
     Raises UnreadableFileError where nothing of the file can be read (it is not stored then: it stays where it
     is), ConflictingUploadError, RawStoreUnavailableError, OSError.
@@ -51,6 +51,12 @@ def upload(
     with _open(content) as file:
         head = file.read(_SNIFFED_BYTES)
     provider = _provider(kind) if kind else recognise(head)
+    if unknown := sorted(set(context or {}) - set(provider.file_options)):
+        takes = "; ".join(f"{name}: {meaning}" for name, meaning in provider.file_options.items())
+        raise UnreadableFileError(
+            f"there is nothing to say of a file of the kind {provider.name} by {', '.join(unknown)}"
+            + (f"; what there is: {takes}" if takes else "")
+        )
     received_at = received_at or dt.datetime.now(dt.UTC)
     zone = time_zone or user.time_zone
     parsed = _parse(provider, content, received_at, zone, context or {})

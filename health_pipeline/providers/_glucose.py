@@ -37,6 +37,11 @@ from health_pipeline.providers.base import (
 )
 
 MG_DL, MMOL_L = "mg/dL", "mmol/L"
+#: What `load_readings` takes from the context.
+FILE_OPTIONS: Mapping[str, str] = {
+    "date_order": "dmy or mdy, where the dates leave it open",
+    "unit": "mg/dL or mmol/L, where the file leaves it open",
+}
 
 #: One glucose value at one time, as the file has it. `unit` is UCUM; values are not converted. A word such as
 #: Low gives `censored` and no `value`. `local_time` is the wall clock as written, null where the file has

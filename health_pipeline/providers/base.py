@@ -409,6 +409,9 @@ class Provider:
     `regions` are the hosts among which a provider divides its accounts, by name. One of them serves all where
     HEALTH_PIPELINE_<NAME>_REGION names it in place of `base_url`; `region_of` tells it of each access token
     where tokens of several come side by side.
+
+    `file_options` are what its files may not say and the person who uploads one can: words of the context, each
+    with what it means.
     """
 
     name: str
@@ -435,6 +438,7 @@ class Provider:
     identify: Callable[[ApiClient], Account] | None = None
     disconnect: Callable[[ApiClient], None] | None = None
     sniff: SniffFunction | None = None
+    file_options: Mapping[str, str] = field(default_factory=dict)
     #: For files of any size: `parse` in parts, in memory that does not grow with the file.
     parse_stream: StreamFunction | None = None
     successor: str | None = None

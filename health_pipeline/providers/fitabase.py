@@ -246,4 +246,8 @@ PROVIDER = Provider(
     entities=(_MEASUREMENTS,),
     parse=parse,
     sniff=sniff,
+    file_options={
+        "participant": "the Id of the person in a file of several",
+        "date_order": "dmy or mdy, where the dates leave it open",
+    },
 )

@@ -33,6 +33,7 @@ PROVIDER = Provider(
     ),
     parse=parse,
     sniff=sniff,
+    file_options={"date": "the day of an activity summary, YYYY-MM-DD, which does not say it itself"},
     successor="google_health",
     parser_version=2,
 )

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from health_pipeline.providers._delimited import TextTable, has_header, plain, read_table
 from health_pipeline.providers._glucose import (
+    FILE_OPTIONS,
     READINGS,
     Candidates,
     Objects,
@@ -297,4 +298,5 @@ PROVIDER = Provider(
     entities=(READINGS,),
     parse=parse,
     sniff=sniff,
+    file_options=FILE_OPTIONS,
 )

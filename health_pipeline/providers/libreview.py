@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from health_pipeline.providers._delimited import TextTable, has_header, read_table
 from health_pipeline.providers._glucose import (
+    FILE_OPTIONS,
     MMOL_L,
     READINGS,
     Candidates,
@@ -157,4 +158,5 @@ PROVIDER = Provider(
     entities=(READINGS,),
     parse=parse,
     sniff=sniff,
+    file_options=FILE_OPTIONS,
 )

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from health_pipeline.providers._delimited import read_table
 from health_pipeline.providers._glucose import (
+    FILE_OPTIONS,
     MG_DL,
     READINGS,
     Candidates,
@@ -221,4 +222,5 @@ PROVIDER = Provider(
     entities=(READINGS,),
     parse=parse,
     sniff=sniff,
+    file_options=FILE_OPTIONS,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from health_pipeline.connections.users import ensure_user
@@ -25,9 +25,12 @@ def upload_file(
     *,
     time_zone: str | None = None,
     kind: str | None = None,
-    date_order: str | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> UploadSummary:
-    """Upload and run the job. Raises UnreadableFileError, ConflictingUploadError, ValueError."""
+    """Upload and run the job; `options` are for the file's parser.
+
+    Raises UnreadableFileError, ConflictingUploadError, ValueError.
+    """
     with warehouse.engine.begin() as connection:
         user = ensure_user(connection, handle, time_zone)
     taken = upload(
@@ -37,7 +40,7 @@ def upload_file(
         path,
         time_zone=time_zone,
         kind=kind,
-        context={"date_order": date_order} if date_order else {},
+        context=options,
     )
     say(f"{path.name} is a {taken.provider.title} file; kept as raw object {taken.receipt.raw_object_id}")
     day = partition_of(warehouse.engine, taken.receipt.raw_object_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,7 +146,7 @@ def fill(lab: Lab, rows: int) -> None:
     months = [dt.date(2024 + number // 12, number % 12 + 1, 1) for number in range(26)]
     days = (months[-2] - months[0]).days
     seconds = days * 86_400 * 4 * USERS / rows
-    for start, end in zip(months, months[1:], strict=False):
+    for start, end in itertools.pairwise(months):
         with lab.warehouse.engine.begin() as connection:
             connection.execute(sa.text("set local work_mem = '256MB'"))
             connection.exec_driver_sql(_PARTITION.format(name=f"{start:%Y_%m}", start=start, end=end))

@@ -173,3 +173,30 @@ def test_a_parser_that_breaks_tells_its_kind_and_no_datum(
     assert "canary" not in str(refused.value)
     assert refused.value.__context__ is None
     assert_nothing_stored(warehouse, store)
+
+
+TWO_PEOPLE = (
+    b"Id,ActivityDate,TotalSteps\n"
+    b"1503960366,4/12/2016,13162\n1503960366,4/13/2016,10735\n1624580081,4/12/2016,8163\n"
+)
+
+
+def test_what_a_kind_takes_besides_the_file(warehouse: Warehouse, store: RawStore, ada: UserRecord) -> None:
+    with pytest.raises(UnreadableFileError, match="participant"):
+        upload(warehouse, store, ada, TWO_PEOPLE)
+    with pytest.raises(
+        UnreadableFileError, match=r"fitabase by unit; what there is: participant: .*date_order: "
+    ):
+        upload(warehouse, store, ada, TWO_PEOPLE, context={"participant": "1503960366", "unit": "mg/dL"})
+    assert_nothing_stored(warehouse, store)
+    context = {"participant": "1503960366", "date_order": "mdy"}
+    taken = upload(warehouse, store, ada, TWO_PEOPLE, context=context)
+    assert (taken.parsed.records_loaded, taken.provider.name) == (2, "fitabase")
+    assert rows(warehouse)[0].context == context
+
+
+def test_a_kind_that_is_fetched_elsewhere_may_be_named_for_its_files(
+    warehouse: Warehouse, store: RawStore, ada: UserRecord
+) -> None:
+    content = (SAMPLES / "fitbit" / "sleep.json").read_bytes()
+    assert upload(warehouse, store, ada, content, kind="fitbit").provider.name == "fitbit"
