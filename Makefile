@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs. Everything is installed into .venv, nothing globally.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-all lint format docs validity lock clean
+.PHONY: help install demo up test test-all lint format docs validity bench lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -63,6 +63,9 @@ docs: install  ## Pages of metrics and tables into docs/, dbt's site of the whol
 
 validity: install  ## How good scores, forecasts and alerts are where the truth is known: docs/validity.md
 	@$(BIN)/python tests/benchmarks/validity.py && echo docs/validity.md
+
+bench: install  ## How fast, as ratios to references of the same run; QUICK=1 in three minutes: docs/benchmarks.md
+	@$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick)
 
 lock:  ## Pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \

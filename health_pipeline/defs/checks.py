@@ -35,31 +35,17 @@ def _records_accounted(provider: Provider) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=[schema, "quarantine"],
         name="records_accounted",
-        description="Every record of every staged object is loaded, quarantined or skipped with a reason, and the "
-        "quarantine table holds as many rows as the loads say.",
+        description="Every record of the objects staged since the last look is loaded, quarantined or skipped with "
+        "a reason, and the quarantine table holds as many rows as the loads say.",
         blocking=True,
     )
     def records_accounted(platform: Platform) -> dg.AssetCheckResult:
-        query = f"""
-            select
-                count(*) as objects,
-                coalesce(sum(records_in), 0)::bigint as records_in,
-                coalesce(sum(records_loaded), 0)::bigint as records_loaded,
-                coalesce(sum(records_quarantined), 0)::bigint as records_quarantined,
-                coalesce(sum((select sum(value::bigint) from jsonb_each_text(records_skipped))), 0)::bigint
-                    as records_skipped,
-                (select count(*) from {schema}.quarantine inner join {schema}.staged_objects as done
-                    on done.raw_object_id = _raw_object_id and done.load_id = _load_id) as quarantine_rows
-            from {schema}.staged_objects
-        """  # noqa: S608
-        with platform.warehouse().engine.connect() as connection:
-            counts = dict(connection.execute(_text(query)).mappings().one())
-        accounted = counts["records_loaded"] + counts["records_quarantined"] + counts["records_skipped"]
-        return dg.AssetCheckResult(
-            passed=accounted == counts["records_in"]
-            and counts["quarantine_rows"] == counts["records_quarantined"],
-            metadata=counts,
-        )
+        from dataclasses import asdict
+
+        from health_pipeline.staging.accounting import account_of_new_loads
+
+        account = account_of_new_loads(platform.warehouse().engine, provider.name)
+        return dg.AssetCheckResult(passed=account.balances, metadata=asdict(account))
 
     return records_accounted
 
@@ -139,37 +125,29 @@ def _nameless(why: str | None, handle: str) -> str:
 @dg.asset_check(
     asset=QUARANTINE,
     name="quarantined_share",
-    description=f"Less than {MAX_QUARANTINED_SHARE:.0%} of each provider's records are in quarantine.",
+    description=f"Less than {MAX_QUARANTINED_SHARE:.0%} of the records of each provider's newest loads are in "
+    "quarantine.",
 )
 def quarantined_share(platform: Platform) -> dg.AssetCheckResult:
-    with platform.warehouse().engine.connect() as connection:
-        reasons = connection.execute(
-            _text(
-                "select source, reason, count(*) as rows from health.metric_quarantine "
-                "group by source, reason order by source, rows desc, reason"
-            )
-        ).all()
-        records = {}
-        for provider in all_providers():
-            query = f"select coalesce(sum(records_in), 0) from {schema_name(provider)}.staged_objects"  # noqa: S608
-            records[provider] = int(connection.execute(_text(query)).scalar_one())
-    refused: dict[str, int] = {}
-    for row in reasons:
-        refused[row.source] = refused.get(row.source, 0) + row.rows
+    from health_pipeline.staging.accounting import refused_lately
+
+    engine = platform.warehouse().engine
+    refused = {name: refused_lately(engine, name) for name in all_providers()}
+    rows = [(name, reason, count) for name, one in refused.items() for reason, count in one.reasons.items()]
     over = [
-        source
-        for source, rows in refused.items()
-        if rows > MAX_QUARANTINED_SHARE * max(records.get(source, 0), 1)
+        name
+        for name, one in refused.items()
+        if sum(one.reasons.values()) > MAX_QUARANTINED_SHARE * max(one.records, 1)
     ]
     return dg.AssetCheckResult(
         passed=not over,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
-            "quarantined": sum(refused.values()),
+            "quarantined": sum(count for _, _, count in rows),
             "over_the_limit": ", ".join(over) or "none",
             "reasons": dg.MetadataValue.md(
                 "| source | reason | rows |\n|---|---|---|\n"
-                + "\n".join(f"| {row.source} | {row.reason} | {row.rows} |" for row in reasons)
+                + "\n".join(f"| {name} | {reason} | {count} |" for name, reason, count in rows)
             ),
         },
     )

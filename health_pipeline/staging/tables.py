@@ -56,7 +56,8 @@ def sql_type(arrow_type: pa.DataType) -> str:
 def ensure_tables(connection: sa.Connection, provider: Provider) -> None:
     """Create the provider's staging schema, its tables and bookkeeping where they are missing.
 
-    `loads` has one row a load, finished or not; `staged_objects` one row an object and finished load: the
+    `loads` has one row a load, finished or not, and `accounted` once its records have been found to be complete;
+    `staged_objects` one row an object and finished load: the
     commit marker that makes an object's rows count.
     """
     schema = schema_name(provider.name)
@@ -64,7 +65,17 @@ def ensure_tables(connection: sa.Connection, provider: Provider) -> None:
         f"create schema if not exists {schema}",
         f"""create table if not exists {schema}.loads (
             load_id bigint primary key,
-            finished boolean not null default false)""",
+            finished boolean not null default false,
+            accounted boolean not null default false)""",
+        # Of a warehouse that was made before. `add column if not exists` would lock the table every time.
+        f"""do $$ begin
+            if not exists (
+                select from pg_attribute where attrelid = '{schema}.loads'::regclass and attname = 'accounted'
+            ) then
+                alter table {schema}.loads add column accounted boolean not null default false;
+            end if;
+        end $$""",
+        f"create index if not exists loads_to_account on {schema}.loads (load_id) where not accounted",
         f"""create table if not exists {schema}.staged_objects (
             raw_object_id bigint not null,
             load_id bigint not null references {schema}.loads,
@@ -76,6 +87,8 @@ def ensure_tables(connection: sa.Connection, provider: Provider) -> None:
             rows_staged jsonb not null,
             notes text[] not null,
             primary key (raw_object_id, load_id))""",
+        # Loads are looked for by their number, most often the newest.
+        f"create index if not exists staged_objects_load on {schema}.staged_objects (load_id)",
     ]
     for name, arrow_schema in table_schemas(provider).items():
         columns = ", ".join(

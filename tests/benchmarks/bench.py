@@ -22,7 +22,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "canonical"), str(TESTS / "benchmarks")]
 from measure import Figure, bench, machine  # noqa: E402
 
 #: Modules with `figures(bench)`.
-GROUPS = ("canonical_rows",)
+GROUPS = ("canonical_rows", "file_rows", "start_times")
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import orjson
 import pytest
 from canonical_lab import Lab
 
@@ -17,6 +18,8 @@ from health_pipeline.connections.users import UserRecord, ensure_user
 from health_pipeline.ingestion.outcome import UploadSummary, read_outcome
 from health_pipeline.ingestion.upload import upload
 from health_pipeline.providers import registry
+from health_pipeline.providers.base import Window
+from health_pipeline.runtime.fhir_export import export_fhir
 from health_pipeline.sandbox import health_connect
 from health_pipeline.sandbox.apple_health import devices_of, true_days, write_apple_health
 from health_pipeline.sandbox.life import life_of
@@ -164,3 +167,54 @@ def test_health_connect_of_two_months_is_one_history(
     slept = CONNECTED[0].asleep_by_day() | CONNECTED[1].asleep_by_day()
     assert daily(lab_of_module, "sleep_duration", "health_connect") == pytest.approx(slept, abs=30)
     assert "glucose readings" in second.words() and "com.watch.app" in second.words()
+
+
+def test_an_export_as_fhir_comes_back_as_the_same_values(
+    lab_of_module: Lab, ben: UserRecord, summaries: list[UploadSummary]
+) -> None:
+    """Daily values and samples; of metrics that have a LOINC code. Nobody else's are among them."""
+    lab = lab_of_module
+    window = Window(LAST - dt.timedelta(days=6), LAST)
+    days, samples, bundle = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    count = export_fhir(lab.warehouse, "ben", days, window=window)
+    assert count == export_fhir(lab.warehouse, "ben", bundle, window=window, bundle=True) > 50
+    export_fhir(lab.warehouse, "ben", samples, window=window, samples=True)
+    entries = orjson.loads(bundle.getvalue())["entry"]
+    assert [each["resource"] for each in entries] == [
+        orjson.loads(line) for line in days.getvalue().splitlines()
+    ]
+    ids = {each["resource"]["id"] for each in entries}
+    assert len(ids) == count
+    with lab.warehouse.engine.begin() as connection:
+        twins = [ensure_user(connection, handle, "Europe/Berlin") for handle in ("by_day", "by_sample")]
+    assert export_fhir(lab.warehouse, "by_day", io.BytesIO()) == 0
+
+    for user, content in zip(twins, (days, samples), strict=True):
+        upload(lab.warehouse, lab.store, user, content.getvalue(), kind="fhir")
+    lab.run("fhir")
+
+    coded = (
+        "with coded as (select metric_type from health.metric_types where loinc is not null), told as ("
+        "select users.handle, measured.* from health.{} as measured inner join ops.users using (user_id) "
+        "inner join coded using (metric_type) where local_date between :first and :last) "
+    )
+    for twin, table, columns in (
+        ("by_day", "daily_metrics", "local_date, metric_type, metric_value, metric_unit"),
+        (
+            "by_sample",
+            "health_metrics",
+            "recorded_at, ended_at, local_date, utc_offset_minutes, metric_type, metric_value, source_device",
+        ),
+    ):
+        found = {
+            handle: lab.rows(
+                coded.format(table) + f"select {columns} from told where handle = :handle order by {columns}",
+                handle=handle,
+                first=window.start,
+                last=window.end,
+            )
+            for handle in ("ben", twin)
+        }
+        assert len(found["ben"]) > 50
+        assert found[twin] == found["ben"]
+    assert lab.rows("select * from health.metric_quarantine where source = 'fhir'") == []

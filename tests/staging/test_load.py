@@ -27,6 +27,7 @@ from health_pipeline.providers.base import (
 from health_pipeline.providers.registry import get
 from health_pipeline.raw.folder import FolderRawStore
 from health_pipeline.raw.store import RawStoreError
+from health_pipeline.staging.accounting import account_of_new_loads
 
 DAY = dt.date(2026, 11, 10)
 ONE = dt.timedelta(days=1)
@@ -408,3 +409,21 @@ def test_no_folder_of_a_load_is_left(filled: Any, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     filled.stage()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_load_is_accounted_for_once_and_a_loss_every_time(filled: Any, pages: Sequence[Page]) -> None:
+    filled.stage()
+    engine = filled.warehouse.engine
+    account = account_of_new_loads(engine, "oura")
+    assert account.balances
+    assert (account.objects, account.records_in > 900) == (len(pages), True)
+    again = account_of_new_loads(engine, "oura")
+    assert (again.objects, again.balances) == (0, True)
+    filled.stage(provider=failing("sleep", ValueError()), replay=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("delete from staging_oura.quarantine")
+    for _ in range(2):
+        lost = account_of_new_loads(engine, "oura")
+        assert not lost.balances
+        assert (lost.objects, lost.quarantine_rows) == (len(pages), 0)
+        assert lost.records_quarantined > 0

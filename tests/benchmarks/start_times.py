@@ -1,0 +1,32 @@
+"""What a command and a code location cost before they do anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from measure import Bench, Figure, stopwatch
+
+_ROUNDS = 3
+
+
+def figures(bench: Bench) -> Iterator[Figure]:
+    bench.say("starting Python again and again")
+    yield Figure(
+        "import of the definitions", "import dagster, dagster_dlt, dagster_dbt", "seconds",
+        _best("import health_pipeline.definitions"), _best("import dagster, dagster_dlt, dagster_dbt"), 1.35, False,
+    )  # fmt: skip
+    helped = _best("import sys; sys.argv = ['health-pipeline', '--help']; import runpy; "
+                   "runpy.run_module('health_pipeline.cli', run_name='__main__')")  # fmt: skip
+    yield Figure("health-pipeline --help, beyond `python -c pass`", "0.4 s", "seconds",
+                 helped - _best("pass"), 0.4, 1, False)  # fmt: skip
+
+
+def _best(code: str) -> float:
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        with stopwatch() as seconds:
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        best = min(best, seconds())
+    return best
