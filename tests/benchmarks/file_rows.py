@@ -142,7 +142,10 @@ def _peer(bench: Bench, path: Path) -> float | None:
 
 
 def _in_child(lab: Lab, path: Path | None, kind: str) -> dict[str, float]:
-    """Upload a file, where there is one, and stage what there is in a process of its own: seconds without its start, and its peak memory."""
+    """Upload a file, where there is one, and stage what there is, in a process of its own.
+
+    Seconds without its start, and its peak memory.
+    """
     url = lab.warehouse.url.render_as_string(hide_password=False)
     done = subprocess.run(
         [sys.executable, __file__, url, str(lab.store.root), str(path or ""), kind],
