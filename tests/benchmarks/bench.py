@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 import traceback
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "canonical"), str(TESTS / "benchmarks")]
+# This checkout's code, in processes that are started, too.
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "canonical"), str(TESTS / "benchmarks")]
+os.environ["PYTHONPATH"] = str(TESTS.parent)
 
 from measure import Figure, bench, machine  # noqa: E402
 
