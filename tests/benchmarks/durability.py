@@ -111,12 +111,12 @@ class System:
             self.start(name)
             return True
         if name == "postgres":
-            pid_file = next(self.home.glob("**/postmaster.pid"), None)
-            if pid_file is None:
-                return False
+            state = self.home / "postgres" / "server.json"
             # Its supervisor starts it again.
-            os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
-            return True
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(json.loads(state.read_text())["postmaster_pid"], signal.SIGKILL)
+                return True
+            return False
         if name == "raw store" and self.weed is not None:
             self.weed.kill()
             self.weed.start()

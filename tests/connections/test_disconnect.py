@@ -29,7 +29,7 @@ from health_pipeline.warehouse.models import ConnectorToken
 
 DAY = dt.date(2026, 11, 10)
 #: Those that offer no call that we could make; the person is told where to go.
-BY_HAND = {"dexcom", "withings"}
+BY_HAND = {"dexcom", "polar_v4", "withings"}
 
 
 @pytest.fixture
