@@ -23,6 +23,7 @@ from typing import Any, Self
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from health_pipeline.providers._json import MalformedBodyError, load_object
 from health_pipeline.providers.base import Budget, InterpretFunction, Verdict
 
 Params = Mapping[str, str | int | float | bool | list[str] | None]
@@ -93,6 +94,14 @@ class RecordGoneError(RequestRejectedError):
 
 class MalformedResponseError(ProviderError):
     """The provider answered 200 with a body that cannot be paged through."""
+
+
+def require_object(client: ApiClient, path: str, content: bytes) -> dict[str, Any]:
+    """The JSON object of an answer. Raises MalformedResponseError where it is none; `path` names nobody's record."""
+    try:
+        return load_object(content)
+    except MalformedBodyError as error:
+        raise MalformedResponseError(client.provider, path, 200, str(error)) from None
 
 
 class RateLimiter:

@@ -47,6 +47,7 @@ from health_pipeline.providers.http import (
     MalformedResponseError,
     PermissionMissingError,
     RecordGoneError,
+    require_object,
 )
 
 _COLLECTION = "/v2/usercollection"
@@ -277,10 +278,15 @@ def fetch(client: ApiClient, entity: Entity, window: Window) -> Iterator[Page]:
 def fetch_records(
     client: ApiClient, entity: Entity, record_ids: Sequence[str], window: Window
 ) -> Iterator[Page]:
-    """A page a document. Raises the errors of `ApiClient.get`, but for documents that are not there any more."""
+    """A page a document, kept before MalformedResponseError is raised where it is none.
+
+    Raises the errors of `ApiClient.get`, but for documents that are not there any more.
+    """
     for record_id in record_ids:
         with contextlib.suppress(RecordGoneError):
-            yield Page(entity.name, _get(client, entity, {}, f"/{record_id}"), window)
+            content = _get(client, entity, {}, f"/{record_id}")
+            yield Page(entity.name, content, window)
+            require_object(client, f"{entity.endpoint}/{{document_id}}", content)
 
 
 def _query(entity: Entity, window: Window) -> dict[str, str]:

@@ -51,7 +51,7 @@ from health_pipeline.providers.base import (
     WebhookRequest,
     Window,
 )
-from health_pipeline.providers.http import ApiClient, MalformedResponseError, RecordGoneError
+from health_pipeline.providers.http import ApiClient, MalformedResponseError, RecordGoneError, require_object
 
 if TYPE_CHECKING:
     import httpx
@@ -200,9 +200,11 @@ def fetch_records(
         with contextlib.suppress(RecordGoneError):
             content = client.get(f"/activities/{record_id}").content
             if entity.name == "heart_rate_stream":
-                yield from _stream(client, load_object(content), window)
+                activity = require_object(client, "/activities/{id}", content)
+                yield from _stream(client, activity, window)
             else:
                 yield Page(entity.name, content, window)
+                require_object(client, "/activities/{id}", content)
 
 
 def _stream(client: ApiClient, activity: Mapping[str, Any], window: Window) -> Iterator[Page]:

@@ -56,6 +56,7 @@ from health_pipeline.providers.http import (
     MalformedResponseError,
     PermissionMissingError,
     RecordGoneError,
+    require_object,
 )
 
 if TYPE_CHECKING:
@@ -227,19 +228,19 @@ def fetch_records(
 ) -> Iterator[Page]:
     """A page a record; a recovery, which goes by its sleep's id, is asked for by the cycle of that.
 
-    Raises the errors of `ApiClient.get`, but for records that are not there: they are gone, or not scored yet.
+    A page that is no record is kept before MalformedResponseError is raised. Raises the errors of
+    `ApiClient.get`, but for records that are not there: they are gone, or not scored yet.
     """
     for record_id in record_ids:
         with contextlib.suppress(RecordGoneError):
-            if entity.name != "recovery":
-                yield Page(
-                    entity.name, _get(client, f"{entity.endpoint}/{record_id}", entity.scope, {}), window
-                )
-                continue
-            sleep = load_object(_get(client, f"{_SLEEPS}/{record_id}", "read:sleep", {}))
-            recovery = f"/v2/cycle/{sleep.get('cycle_id')}/recovery"
-            content = _get(client, recovery, entity.scope, {})
-            yield Page(entity.name, content, window, context=_times_of([sleep]))
+            path, context = f"{entity.endpoint}/{record_id}", {}
+            if entity.name == "recovery":
+                content = _get(client, f"{_SLEEPS}/{record_id}", "read:sleep", {})
+                sleep = require_object(client, f"{_SLEEPS}/{{id}}", content)
+                path, context = f"/v2/cycle/{sleep.get('cycle_id')}/recovery", _times_of([sleep])
+            content = _get(client, path, entity.scope, {})
+            yield Page(entity.name, content, window, context=context)
+            require_object(client, f"{entity.endpoint}/{{id}}", content)
 
 
 def _sleep_times(client: ApiClient, window: Window) -> dict[str, str]:

@@ -157,7 +157,8 @@ def _user(connection: sa.Connection, system: str, legacy_id: str, time_zone: obj
 def _provider(service: str) -> Provider | None:
     word = re.sub(r"[^a-z0-9]", "", service.lower())
     names = {name.replace("_", ""): provider for name, provider in all_providers().items()}
-    return names.get(word) or all_providers().get(_SERVICES.get(word, ""))
+    # What somebody was connected to is no kind of file that is called alike.
+    return all_providers().get(_SERVICES.get(word, "")) or names.get(word)
 
 
 def _instant(value: object) -> dt.datetime | None:
