@@ -94,12 +94,48 @@ counted_steps as (
     from repeated_steps
 ),
 
+-- Of the day's last number nothing shows how often it repeats but the day's total.
+ended_steps as (
+    select
+        counted_steps.*,
+        total_steps - sum(steps * intervals) over (partition by raw_object_id, date) as lacking,
+        floor(extract(epoch from (date + 1)::timestamp - started_at_local) / seconds) - 1 as intervals_left
+    from counted_steps
+),
+
+completed_steps as (
+    select
+        user_id,
+        source,
+        home_time_zone,
+        raw_object_id,
+        received_at,
+        date,
+        sequence,
+        started_at_local,
+        recorded_at,
+        length,
+        steps,
+        total_steps,
+        intervals + case
+            when
+                seconds_to_next is null
+                and steps > 0
+                and lacking > 0
+                and lacking::numeric % steps = 0
+                and lacking / steps <= intervals_left
+                then lacking / steps
+            else 0
+        end as intervals
+    from ended_steps
+),
+
 -- Where the day's total is without them, the gaps were no repetitions.
 summed_steps as (
     select
         *,
         abs(sum(steps * intervals) over of_day - total_steps) > abs(sum(steps) over of_day - total_steps) as are_gaps
-    from counted_steps
+    from completed_steps
     window of_day as (partition by raw_object_id, date)
 ),
 
