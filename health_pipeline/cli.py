@@ -31,6 +31,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise  # `--help` of a command, and ctrl-C: they are RuntimeErrors, and no trouble
         except (LookupError, RuntimeError, ValueError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
