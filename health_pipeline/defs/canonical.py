@@ -1,21 +1,27 @@
 """The dbt project as assets: staging views, intermediate views, the catalogue, and the tables of `health`."""
 
 import os
+import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 import orjson
 from dagster_dbt import (
     DagsterDbtTranslator,
     DagsterDbtTranslatorSettings,
+    DbtCliInvocation,
     DbtCliResource,
     DbtProject,
     dbt_assets,
+)
+from dagster_dbt.asset_utils import (
+    extract_runtime_selection_from_args,
+    get_updated_cli_invocation_params_for_context,
 )
 from packaging.version import Version
 
@@ -27,7 +33,6 @@ from health_pipeline.warehouse.dbt_project import (
     Views,
     dbt_executable,
     ensure_manifest,
-    keep_partial_parse,
 )
 
 #: One run at a time changes the canonical tables, whatever started it.
@@ -35,12 +40,48 @@ POOL = "dbt"
 
 
 class OwnDbt(DbtCliResource):
-    """dbt of this environment. Its version is read where it is installed: to ask dbt itself takes as long as its
-    start, in every run."""
+    """dbt of this environment, within this process (see `warehouse.dbt_thread`)."""
 
     @cached_property
     def _cli_version(self) -> Version:
+        # To ask dbt itself takes as long as its start.
         return Version(metadata.version("dbt-core"))
+
+    def cli(
+        self,
+        args: Sequence[str],
+        *,
+        raise_on_error: bool = True,
+        manifest: Any = None,
+        dagster_dbt_translator: DagsterDbtTranslator | None = None,
+        context: Any = None,
+        target_path: Path | None = None,
+    ) -> DbtCliInvocation:
+        """As DbtCliResource.cli, which starts a process."""
+        from health_pipeline.warehouse.dbt_thread import DbtThread
+
+        arguments, selects, excludes = extract_runtime_selection_from_args(args)
+        asked = get_updated_cli_invocation_params_for_context(
+            context=context,
+            manifest=manifest or {},
+            dagster_dbt_translator=dagster_dbt_translator or DagsterDbtTranslator(),
+            runtime_selects=selects,
+            runtime_excludes=excludes,
+        )
+        arguments = [*arguments, *asked.selection_args]
+        if asked.indirect_selection:
+            arguments += ["--indirect-selection", asked.indirect_selection]
+        target = target_path or self._get_unique_target_path(context=context)
+        return DbtCliInvocation(
+            process=cast("subprocess.Popen[bytes]", DbtThread(arguments, target)),
+            manifest=asked.manifest,
+            dagster_dbt_translator=asked.dagster_dbt_translator,
+            project_dir=PROJECT_DIR,
+            target_path=target,
+            raise_on_error=raise_on_error,
+            cli_version=self._cli_version,
+            context=context,
+        )
 
 
 class Translator(DagsterDbtTranslator):
@@ -86,7 +127,6 @@ def canonical_assets(
         # Unit tests are of the code, not of the data: `make test` runs them.
         arguments = ["build", "--exclude-resource-type", "unit_test", *Views.KEEP]
         yield from dbt.cli(arguments, context=context, target_path=Path(target)).stream()
-        keep_partial_parse(Path(target))
 
 
 def _ensure_views(context: dg.AssetExecutionContext, dbt: DbtCliResource, views: Views, target: Path) -> None:

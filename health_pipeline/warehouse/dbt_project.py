@@ -121,7 +121,12 @@ def _is_current() -> bool:
         made_at = MANIFEST.stat().st_mtime
     except FileNotFoundError:
         return False
-    return all(path.stat().st_mtime <= made_at for path in _sources())
+    return newest_change() <= made_at
+
+
+def newest_change() -> float:
+    """When a file of the project changed last, as seconds since 1970."""
+    return max(path.stat().st_mtime for path in _sources())
 
 
 def _sources() -> Iterator[Path]:
