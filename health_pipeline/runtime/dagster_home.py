@@ -30,6 +30,10 @@ run_coordinator:
   config:
     dequeue_interval_seconds: 1
 
+run_launcher:
+  module: health_pipeline.runtime.run_launcher
+  class: PreloadedRunLauncher
+
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180
