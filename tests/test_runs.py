@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import uuid
 
 import dagster as dg
@@ -11,9 +16,10 @@ import sqlalchemy as sa
 
 from health_pipeline.definitions import defs
 from health_pipeline.defs.dead_runs import COMMAND_TAG, dead_runs_sensor, end_dead_runs
-from health_pipeline.defs.events import requested_jobs_sensor, webhook_sensor
+from health_pipeline.defs.events import requested_jobs_sensor, scores_sensor, webhook_sensor
 from health_pipeline.ingestion import jobs
 from health_pipeline.providers.base import Window
+from health_pipeline.runtime.run_launcher import PID_TAG, PreloadedRunLauncher
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.lock import hold
 
@@ -100,7 +106,7 @@ def test_a_tick_takes_all_due_events_in_a_run_a_day_with_their_providers_alone(
         "staging_oura",
         "staging_whoop",
     }
-    assert {"health/health_metrics", "health/recovery_scores", "ops/settled"} <= selected
+    assert {"health/health_metrics", "health/alerts", "ops/settled"} <= selected
     assert of_today.run_config == {
         "ops": {name: {"config": {"plan": "events"}} for name in ("raw__oura", "raw__whoop")}
     }
@@ -123,3 +129,75 @@ def test_a_requested_job_gets_a_run_once(instance: dg.DagsterInstance, warehouse
     assert request.tags["dagster/asset_partition_range_start"] == window.start.isoformat()
     assert jobs.get(warehouse.engine, job.job_id).status == "queued"
     assert not requested_jobs_sensor.evaluate_tick(context).run_requests
+
+
+def test_scores_are_asked_for_once_after_runs_of_events(instance: dg.DagsterInstance) -> None:
+    cursor: str | None = None
+
+    def asked() -> bool:
+        nonlocal cursor
+        result = scores_sensor(dg.build_sensor_context(instance=instance, cursor=cursor))
+        if isinstance(result, dg.SkipReason):
+            return False
+        assert isinstance(result, dg.SensorResult)
+        cursor = result.cursor
+        return len(result.run_requests or []) == 1
+
+    assert not asked()
+    first = started(instance)
+    assert not asked(), "the run of events has not ended"
+    instance.handle_run_event(first, _success(first))
+    assert asked()
+    assert not asked(), "nothing new since"
+    second = started(instance)
+    instance.handle_run_event(second, _success(second))
+    scores = started(instance, job="webhook_scores")
+    assert not asked(), "the scores of before are under way"
+    instance.handle_run_event(scores, _success(scores))
+    assert asked()
+
+
+def _success(run_id: str) -> dg.DagsterEvent:
+    return dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_SUCCESS.value, job_name="any")
+
+
+def test_alerts_are_of_the_run_that_brought_the_reading_and_scores_are_not() -> None:
+    keys = {
+        name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.executable_asset_keys}
+        for name in ("webhook_events", "webhook_scores")
+    }
+    assert {"health/glucose_readings", "health/baselines", "health/alerts", "ops/settled"} <= keys[
+        "webhook_events"
+    ]
+    assert {"health/recovery_scores", "health/forecasts", "health/narratives"} <= keys["webhook_scores"]
+    assert not keys["webhook_events"] & keys["webhook_scores"]
+
+
+@pytest.fixture
+def launcher(instance: dg.DagsterInstance) -> PreloadedRunLauncher:
+    made = PreloadedRunLauncher()
+    made.register_instance(instance)
+    return made
+
+
+def test_a_forked_run_that_dies_without_a_word_has_failed(
+    instance: dg.DagsterInstance, launcher: PreloadedRunLauncher
+) -> None:
+    run_id = started(instance)
+    process = multiprocessing.get_context("forkserver").Process(target=os._exit, args=(9,))
+    process.start()
+    launcher._watch(process, run_id)
+    assert status(instance, run_id) == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_forked_run_is_interrupted_when_it_is_terminated(
+    instance: dg.DagsterInstance, launcher: PreloadedRunLauncher
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        run_id = started(instance, tags={PID_TAG: str(process.pid)})
+        assert launcher.terminate(run_id)
+        assert process.wait(10) == -signal.SIGINT
+    assert status(instance, run_id) == dg.DagsterRunStatus.CANCELING
+    assert launcher.terminate(run_id), "its process is gone"
+    assert status(instance, run_id) == dg.DagsterRunStatus.CANCELED
+    assert not launcher.terminate(run_id)

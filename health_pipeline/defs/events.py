@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from health_pipeline.defs.jobs import DERIVED, file_upload, from_door, is_under_way, sync_jobs
+from health_pipeline.defs.jobs import file_upload, from_door, is_under_way, sync_jobs
+from health_pipeline.defs.settled import SETTLED
 from health_pipeline.defs.sources import FETCHED, PUSHED, RECEIVED_FILES, raw_key
 from health_pipeline.providers.registry import get
 from health_pipeline.staging.tables import schema_name
@@ -15,11 +16,24 @@ CALLING = [*PUSHED, *(provider for provider in FETCHED if provider.webhook is no
 #: Requested jobs that one tick asks runs for; the next are a tick later.
 _JOBS_A_TICK = 20
 
-#: Fetch what was announced, stage it and what was pushed, apply, compute; the providers are the tick's.
+#: What a person is alerted by is of the same run as the reading.
+_AT_ONCE = dg.AssetSelection.assets(["health", "baselines"], ["health", "alerts"])
+
+#: Fetch what was announced, stage it and what was pushed, apply; the providers are the tick's.
 webhook_events = dg.define_asset_job(
     "webhook_events",
-    selection=from_door(CALLING) | DERIVED,
-    description="What webhooks brought or announced, from the raw object to the forecasts.",
+    selection=from_door(CALLING)
+    | dg.AssetSelection.groups("catalogue", "canonical")
+    | dg.AssetSelection.assets(SETTLED)
+    | _AT_ONCE,
+    description="What webhooks brought or announced, from the raw object to the canonical tables and alerts.",
+)
+
+#: Apart, because the next events would have to wait for it.
+webhook_scores = dg.define_asset_job(
+    "webhook_scores",
+    selection=dg.AssetSelection.groups("engine") - _AT_ONCE,
+    description="Loads, scores, forecasts and the rest of the engine, over what webhooks changed.",
 )
 
 
@@ -49,6 +63,22 @@ def webhook_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
     return dg.SensorResult(
         run_requests=[_run_request(day, names, assets, checks) for day, names in sorted(due.items())]
     )
+
+
+@dg.sensor(
+    job=webhook_scores,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks for scores and forecasts when runs of webhook events have ended since the last time.",
+)
+def scores_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    done = dg.RunsFilter(job_name=webhook_events.name, statuses=[dg.DagsterRunStatus.SUCCESS])
+    newest = [record.dagster_run.run_id for record in context.instance.get_run_records(done, limit=1)]
+    if not newest or newest[0] == context.cursor:
+        return dg.SkipReason("no run of webhook events has ended since the last scores")
+    if is_under_way(context.instance, webhook_scores.name):
+        return dg.SkipReason("the run before has not ended")
+    return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=newest[0])
 
 
 def _run_request(
@@ -128,4 +158,6 @@ def requested_jobs_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.Ru
             jobs.queue(engine, job_id)
 
 
-defs = dg.Definitions(jobs=[webhook_events], sensors=[webhook_sensor, requested_jobs_sensor])
+defs = dg.Definitions(
+    jobs=[webhook_events, webhook_scores], sensors=[webhook_sensor, scores_sensor, requested_jobs_sensor]
+)

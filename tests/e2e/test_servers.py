@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from health_pipeline.runtime.processes import free_port
+from health_pipeline.runtime.run_launcher import PID_TAG
 
 _LOCATIONS = (
     "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus "
@@ -94,6 +95,44 @@ def test_it_serves_the_definitions_and_ends_all_it_started(up: Up) -> None:
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(timeout=30) == 0
     assert up.wait_until_nothing_is_left(15) == []
+
+
+_LAUNCH = """mutation {
+  launchRun(executionParams: {
+    selector: {
+      repositoryLocationName: "health_pipeline", repositoryName: "__repository__", jobName: "webhook_scores"
+    }
+  }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+}"""
+_RUN = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"
+
+
+def run_of_scores(up: Up) -> tuple[str, set[str]]:
+    """Launch a run and wait for its end: its status, and the keys of its tags."""
+    url = f"http://127.0.0.1:{up.port}/graphql"
+    launched = httpx.post(url, json={"query": _LAUNCH}, timeout=60).json()["data"]["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    asked = {"query": _RUN, "variables": {"id": launched["run"]["runId"]}}
+    deadline = time.monotonic() + 120
+    while True:
+        run = httpx.post(url, json=asked, timeout=60).json()["data"]["runOrError"]
+        if run["status"] in ("SUCCESS", "FAILURE", "CANCELED") or time.monotonic() > deadline:
+            return run["status"], {tag["key"] for tag in run["tags"]}
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_runs_are_forked_once_what_they_need_is_loaded(up: Up) -> None:
+    up.wait_until_it_serves()
+    status, tags = run_of_scores(up)
+    assert status == "SUCCESS"
+    assert PID_TAG not in tags, "the first begins to load, and does not wait for it"
+    for _ in range(10):
+        status, tags = run_of_scores(up)
+        assert status == "SUCCESS"
+        if PID_TAG in tags:
+            return
+    raise AssertionError("no run was forked")
 
 
 @pytest.mark.slow
