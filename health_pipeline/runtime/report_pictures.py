@@ -178,7 +178,7 @@ def glucose_days(readings: pd.DataFrame) -> str:
         axis.set_xticks([])
         axis.set_yticks([70, 180])
         axis.tick_params(labelsize=_SMALL - 1, length=2)
-        axis.set_title(f"{day:%a} {day.day}", fontsize=_SMALL - 1, pad=2)
+        axis.set_title(f"{day:%a %-d}", fontsize=_SMALL - 1, pad=2)
     for axis in axes[len(days) :]:
         axis.set_axis_off()
     return _svg(figure)
