@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import orjson
 import pytest
 from canonical_lab import Lab
+from fhir.resources.R4B.bundle import Bundle
+from fhir.resources.R4B.observation import Observation
 
 from health_pipeline.connections.users import UserRecord, ensure_user
 from health_pipeline.ingestion.outcome import UploadSummary, read_outcome
@@ -202,6 +205,28 @@ def test_health_connect_of_two_months_is_one_history(
     slept = CONNECTED[0].asleep_by_day() | CONNECTED[1].asleep_by_day()
     assert daily(lab_of_module, "sleep_duration", "health_connect") == pytest.approx(slept, abs=30)
     assert "glucose readings" in second.words() and "com.watch.app" in second.words()
+
+
+def test_an_export_as_fhir_keeps_the_rules_of_fhir(
+    lab_of_module: Lab, ben: UserRecord, summaries: list[UploadSummary]
+) -> None:
+    """By the models of fhir.resources (R4B, whose Observation is R4's): nothing that they refuse, nothing they drop."""
+    window = Window(LAST - dt.timedelta(days=6), LAST)
+    bundle, samples = io.BytesIO(), io.BytesIO()
+    export_fhir(lab_of_module.warehouse, "ben", bundle, window=window, bundle=True)
+    export_fhir(lab_of_module.warehouse, "ben", samples, window=window, samples=True)
+    said = orjson.loads(bundle.getvalue())
+    assert json.loads(Bundle.model_validate(said).model_dump_json()) == said
+    lines = [orjson.loads(line) for line in samples.getvalue().splitlines()]
+    first_of = {line["code"]["coding"][-1]["code"]: line for line in reversed(lines)}
+    assert len(first_of) > 15
+    some = [*first_of.values(), *lines[::25]]
+    assert any("effectivePeriod" in line for line in some) and any("device" in line for line in some)
+    for line in some:
+        told = json.loads(Observation.model_validate(line).model_dump_json())
+        assert told == line
+        with pytest.raises(ValueError, match="status"):
+            Observation.model_validate({name: line[name] for name in line if name != "status"})
 
 
 def test_an_export_as_fhir_comes_back_as_the_same_values(
