@@ -41,6 +41,17 @@ CONNECTED = (
 )
 
 
+#: Without the day it was given on.
+_ORDER = {
+    "resourceType": "MedicationRequest",
+    "id": "m1",
+    "status": "active",
+    "intent": "order",
+    "subject": {"reference": "Patient/1"},
+    "medicationCodeableConcept": {"text": "Lisinopril 10 MG"},
+}
+
+
 def export(folder: Path, last: dt.date) -> Path:
     """The zip that Ben's phone gives, exported in Tokyo."""
     text = io.StringIO()
@@ -254,7 +265,12 @@ def test_an_export_as_fhir_comes_back_as_the_same_values(
 
     for user, content in zip(twins, (days, samples), strict=True):
         upload(lab.warehouse, lab.store, user, content.getvalue(), kind="fhir")
+    undated = upload(lab.warehouse, lab.store, twins[0], orjson.dumps(_ORDER))
     lab.run("fhir")
+    told = UploadSummary(undated.provider.title, known=False)
+    read_outcome(lab.warehouse, undated.provider, undated.receipt.raw_object_id, told)
+    assert (told.added, told.first) == ({"medications": 1}, None)
+    assert "1 medications" in told.words()
 
     coded = (
         "with coded as (select metric_type from health.metric_types where loinc is not null), told as ("
