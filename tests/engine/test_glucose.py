@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
+from public_traces import MAGE_ELSEWHERE, last_days, traces
 
 from health_pipeline.engine import glucose
 from health_pipeline.engine.glucose import agp, glucose_daily, glucose_periods
@@ -84,11 +84,6 @@ def test_equals_the_published_definitions() -> None:
     assert (row["n_days"], row["sufficient"], row["gri_zone"]) == (14, True, "C")
 
 
-def traces() -> list[Path]:
-    folder = Path(os.environ.get("HEALTH_PIPELINE_SHARED", Path(__file__).parents[3] / "shared")) / "data"
-    return sorted([*folder.glob("cgm_hall2018/*.csv"), *folder.glob("cgm_iglu_t2d/*.csv")])
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_equals_another_implementation_on_real_traces() -> None:
     iglu = pytest.importorskip(
@@ -105,27 +100,8 @@ def test_equals_another_implementation_on_real_traces() -> None:
         assert MAGE_ELSEWHERE[path.stem] == pytest.approx(float(iglu.mage(table.copy()).iloc[0, 1]), abs=0.01)
 
 
-#: MAGE of the public traces' last 90 days, mg/dL, by the `ma` algorithm of iglu-python 0.4.3.
-MAGE_ELSEWHERE = {
-    "hall_1636-69-001": 66.54,
-    "hall_1636-69-032": 32.08,
-    "hall_1636-69-091": 35.77,
-    "hall_1636-70-1005": 63.76,
-    "hall_2133-004": 80.37,
-    "hall_2133-017": 54.34,
-    "hall_2133-019": 47.04,
-    "hall_2133-024": 49.10,
-    "hall_2133-035": 47.94,
-    "hall_2133-039": 62.53,
-    "example_data_Subject_1": 72.42,
-    "example_data_Subject_3": 115.78,
-    "example_data_Subject_5": 142.29,
-}
-
-
 def trace(path: Path) -> tuple[pd.DataFrame, pd.Series]:
-    table = pd.read_csv(path, parse_dates=["time"])[["id", "time", "gl"]].drop_duplicates("time")
-    table = table[table["time"] >= table["time"].max().normalize() - pd.Timedelta(days=89)]
+    table = last_days(path)
     minutes = (table["time"] - table["time"].min().normalize()).dt.total_seconds() / 60
     return table, period(readings(table["gl"], start=table["time"].min().normalize(), at=minutes), 90)
 
