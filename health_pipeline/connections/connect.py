@@ -111,6 +111,18 @@ def token_of(
     return token
 
 
+def unauthorized_client(provider: Provider, endpoint: Endpoint, provider_user_id: str | None) -> ApiClient:
+    """A client whose requests carry no token: they are signed each by itself."""
+    return ApiClient(
+        provider.name,
+        endpoint.base_url,
+        lambda _force: "",
+        authorize=lambda _token: {},
+        interpret=provider.interpret,
+        provider_user_id=provider_user_id,
+    )
+
+
 def client_with(
     provider: Provider, endpoint: Endpoint, provider_user_id: str | None, token: Callable[[bool], str]
 ) -> ApiClient:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from health_pipeline.connections import oauth
 from health_pipeline.connections.accounts import ReconnectError, RenewalError, system_of
-from health_pipeline.connections.connect import client_with, token_of
+from health_pipeline.connections.connect import client_with, token_of, unauthorized_client
 from health_pipeline.connections.endpoints import Endpoint, ProviderNotConfiguredError, endpoint_of
 from health_pipeline.connections.subscriptions import forget_subscriptions, unsubscribe_account
 from health_pipeline.connections.vault import Vault, VaultError
@@ -150,6 +150,10 @@ def _end_grant(
     provider_user_id: str | None,
 ) -> bool:
     """End the consent at the provider; False where it has no way to. Raises what its calls raise."""
+    if provider.disconnect_signed is not None:
+        with unauthorized_client(provider, endpoint, provider_user_id) as client:
+            provider.disconnect_signed(client, endpoint.credentials())
+        return True
     token = token_of(warehouse, vault, endpoint, account_id)
     if provider.disconnect is not None:
         with client_with(provider, endpoint, provider_user_id, token) as client:

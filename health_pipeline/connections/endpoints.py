@@ -46,9 +46,11 @@ class Endpoint:
         authorize = provider.authorize
         if authorize is None:
             return None
-        return lambda token: authorize(
-            Credentials(self.client_id, self.client_secret.get_secret_value(), token)
-        )
+        return lambda token: authorize(self.credentials(token))
+
+    def credentials(self, token: str = "") -> Credentials:
+        """What a request is signed with: the application's own, and a person's token where there is one."""
+        return Credentials(self.client_id, self.client_secret.get_secret_value(), token)
 
 
 def endpoint_of(provider: Provider, settings: Settings) -> Endpoint:

@@ -28,7 +28,7 @@ from health_pipeline.engine.frames import (
     text,
     tidy_daily,
 )
-from health_pipeline.engine.wording import DISPLAYS
+from health_pipeline.engine.wording import DISPLAYS, PLURAL
 
 WINDOW_DAYS = 90
 MIN_PAIRS = 20
@@ -37,7 +37,7 @@ FALSE_DISCOVERY_RATE = 0.10
 BLOCK_DAYS = 7
 RESAMPLES = 500
 #: What may come first, and what may follow it.
-FIRST = ("calories_burned", "glucose", "sleep_duration", "sleep_efficiency", "steps")
+FIRST = ("calories_burned", "carbohydrates", "glucose", "sleep_duration", "sleep_efficiency", "steps")
 THEN = (
     "glucose",
     "heart_rate_variability",
@@ -242,5 +242,6 @@ def _sentence(first: str, then: str, lag: int, rho: float, associated: bool) -> 
     before, after = DISPLAYS[first].label, DISPLAYS[then].label
     when = {0: "on the same day", 1: "on the day after"}.get(lag, f"{lag} days later")
     way = "higher" if rho > 0 else "lower"
-    more = "More steps are" if first == "steps" else f"Higher {before[0].lower() + before[1:]} is"
+    before = before[0].lower() + before[1:]
+    more = f"More {before} are" if first in PLURAL else f"Higher {before} is"
     return f"{more} associated with {way} {after[0].lower() + after[1:]} {when}."

@@ -17,8 +17,8 @@ and what is made of these are bounds.
 
 Formulas: GMI (Bergenstal et al. 2018), LBGI and HBGI (Kovatchev et al. 2006), GRI (Klonoff et al. 2022), MODD
 (Molnar et al. 1972), CONGA (McDonnell et al. 2005), MAGE (Service et al. 1970; turning points between
-crossings of a short and a long moving average after Fernandes et al. 2022; variant `avg`, the mean of the
-rising and the falling one), episodes by the consensus' 15 minutes.
+crossings of a short and a long moving average after Fernandes et al. 2022, each stretch without a gap of over
+3 hours by itself; variant `avg`, the mean of the rising and the falling one), episodes by the consensus' 15 minutes.
 """
 
 from __future__ import annotations
@@ -398,38 +398,44 @@ def episodes(
 
 
 def _mage(tidy: Readings, group: IntArray, groups: int) -> tuple[FloatArray, IntArray]:
-    """MAGE of each group and the excursions it is the mean of."""
-    value, piece, owner = _grid(tidy, group)
-    sd = _deviation(tidy.value, tidy.minutes, group, groups)
-    height, rising, of_group = _excursions(value, piece, owner, sd)
-    sides = []
-    count = np.zeros(groups, dtype=np.int64)
-    for side in (rising, ~rising):
-        sides.append(_mean(height[side], of_group[side], groups))
-        count += np.bincount(of_group[side], minlength=groups)
+    """MAGE of each group and the excursions it is the mean of.
+
+    As the paper of the moving-average algorithm has it (Fernandes 2022): each stretch without a gap of over 3 hours is
+    judged by its own SD and has its own MAGE; a group's is their mean, weighted by how long they are."""
+    new = starts(group) | (np.diff(tidy.second, prepend=tidy.second[:1]) > MAGE_SPLIT_MINUTES * 60)
+    head = np.flatnonzero(new)
+    number, pieces = np.cumsum(new) - 1, len(head)
+    value, piece = _grid(tidy, head)
+    sd = _deviation(tidy.value, tidy.minutes, number, pieces)
+    height, rising, of_piece = _excursions(value, piece, sd)
+    sides = [_mean(height[side], of_piece[side], pieces) for side in (rising, ~rising)]
     both = np.where(
         np.isnan(sides[0]), sides[1], np.where(np.isnan(sides[1]), sides[0], (sides[0] + sides[1]) / 2)
     )
+    swings = ~np.isnan(both)
+    length = (tidy.second[_ends(head, len(number))] - tidy.second[head])[swings]
+    of_group = group[head][swings]
+    weight = np.bincount(of_group, length, groups)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(of_group, length * both[swings], groups) / weight
     hours = np.bincount(group, tidy.minutes, groups) / 60.0
-    return np.where(hours >= MIN_MAGE_HOURS, both, np.nan), count
+    count = np.bincount(group[head][of_piece], minlength=groups)
+    return np.where(hours >= MIN_MAGE_HOURS, mean, np.nan), count
 
 
-def _grid(tidy: Readings, group: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
-    """Values every 5 minutes, linear between readings at most 45 minutes apart and NaN between others; the piece each
-    belongs to (pieces part at gaps over 3 hours) and its group."""
-    n = len(group)
+def _grid(tidy: Readings, head: IntArray) -> tuple[FloatArray, IntArray]:
+    """Values every 5 minutes of the pieces that begin at `head`, linear between readings at most 45 minutes apart and
+    NaN between others; the piece each belongs to."""
+    n = len(tidy.second)
     if not n:
-        return np.empty(0), group, group
-    apart = np.diff(tidy.second, prepend=tidy.second[:1])
-    new = starts(group) | (apart > MAGE_SPLIT_MINUTES * 60)
-    head = np.flatnonzero(new)
+        return np.empty(0), head
     tail = _ends(head, n)
     step = MAGE_GRID_MINUTES * 60
     length = (tidy.second[tail] - tidy.second[head]) // step + 1
     piece = np.repeat(np.arange(len(head)), length)
     at = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     second = tidy.second[head][piece] + at * step
-    key = (np.cumsum(new) - 1) * _FAR + tidy.second
+    key = np.repeat(np.arange(len(head)), tail - head + 1) * _FAR + tidy.second
     right = np.searchsorted(key, piece * _FAR + second)
     exact = key[np.minimum(right, n - 1)] == piece * _FAR + second
     left = np.where(exact, right, right - 1)
@@ -438,15 +444,13 @@ def _grid(tidy: Readings, group: IntArray) -> tuple[FloatArray, IntArray, IntArr
     share = (second - tidy.second[left]) / span
     value = tidy.value[left] + share * (tidy.value[right] - tidy.value[left])
     value[span > MAX_BRIDGED_MINUTES * 60] = np.nan
-    return value, piece, group[head][piece]
+    return value, piece
 
 
-def _excursions(
-    value: FloatArray, piece: IntArray, owner: IntArray, sd: FloatArray
-) -> tuple[FloatArray, BoolArray, IntArray]:
-    """Height, direction and group of each swing of over one SD between turning points."""
+def _excursions(value: FloatArray, piece: IntArray, sd: FloatArray) -> tuple[FloatArray, BoolArray, IntArray]:
+    """Height, direction and piece of each swing of over one SD of its piece between turning points."""
     known = ~np.isnan(value)
-    value, piece, owner = value[known], piece[known], owner[known]
+    value, piece = value[known], piece[known]
     if not len(value):
         return np.empty(0), np.empty(0, dtype=bool), np.empty(0, dtype=np.int64)
     short, of_short = _moving_sum(value, piece, MAGE_SHORT)
@@ -455,12 +459,12 @@ def _excursions(
     head = np.flatnonzero(starts(piece, above.astype(np.int64)))
     top, bottom = np.maximum.reduceat(value, head), np.minimum.reduceat(value, head)
     turn = np.where(above[head], top, bottom)
-    part, group = piece[head], owner[head]
+    part = piece[head]
     # Swings that do not count are taken out, the smallest among neighbours first, until all that are left do.
     while True:
         swing = np.abs(np.diff(turn))
         swing[part[1:] != part[:-1]] = np.inf
-        small = swing <= sd[group[1:]]
+        small = swing <= sd[part[1:]]
         before = np.append(np.inf, swing[:-1])
         after = np.append(swing[1:], np.inf)
         drop = small & (swing <= np.where(np.isinf(before), np.inf, before)) & (swing < after)
@@ -472,10 +476,10 @@ def _excursions(
         last = np.append(part[1:] != part[:-1], True)
         out[:-1] |= drop & ~(last[1:] & ~first[:-1])
         out[1:] |= drop & ~(first[:-1] & ~last[1:])
-        turn, part, group = turn[~out], part[~out], group[~out]
+        turn, part = turn[~out], part[~out]
     change = np.diff(turn)
-    counted = (part[1:] == part[:-1]) & (np.abs(change) > sd[group[1:]])
-    return np.abs(change)[counted], (change > 0)[counted], group[1:][counted]
+    counted = (part[1:] == part[:-1]) & (np.abs(change) > sd[part[1:]])
+    return np.abs(change)[counted], (change > 0)[counted], part[1:][counted]
 
 
 def _moving_sum(value: FloatArray, piece: IntArray, width: int) -> tuple[IntArray, IntArray]:

@@ -41,6 +41,7 @@ DISPLAYS = {
     "body_fat": Display("Body fat", "%", 1),
     "body_temperature_deviation": Display("Body temperature deviation", "°C", 2),
     "calories_burned": Display("Active energy", "kcal"),
+    "carbohydrates": Display("Carbohydrates", "g"),
     "distance": Display("Distance", "m"),
     "glucose": Display("Glucose", "mg/dL"),
     "heart_rate_variability": Display("Heart rate variability", "ms"),
@@ -54,7 +55,7 @@ DISPLAYS = {
     "stress_score": Display("Stress score", ""),
     "weight": Display("Weight", "kg", 1),
 }
-_PLURAL = {"steps"}
+PLURAL = {"carbohydrates", "steps"}
 
 
 def forecast_sentence(
@@ -77,7 +78,7 @@ def forecast_sentence(
     fallback = Display(metric_type.replace("_", " ").capitalize(), "", 2)
     display = DISPLAYS.get(metric_type, fallback)
     label, inner = display.label, display.label[0].lower() + display.label[1:]
-    many = metric_type in _PLURAL
+    many = metric_type in PLURAL
     if reason == "too_few_days":
         known = f"{inner} {'are' if many else 'is'} known on {n_days} of the last 30"
         return f"Too few days for a forecast: {known}, and it takes 14."

@@ -145,8 +145,9 @@ def read_outcome(
                 device = row.device or "unnamed device"
                 summary.sources[device] = summary.sources.get(device, 0) + row.rows
         summary.added[row.name] = summary.added.get(row.name, 0) + row.rows
-        summary.first = min(row.first, summary.first or row.first)
-        summary.last = max(row.last, summary.last or row.last)
+        if row.first is not None:  # an order of medication need not say when
+            summary.first = min(row.first, summary.first or row.first)
+            summary.last = max(row.last, summary.last or row.last)
     out_of_range = {row.location for row in refused if row.entity in ("health_metrics", "glucose_readings")}
     staged = sum(said.rows_staged.get(name, 0) for name in _SAMPLES)
     summary.duplicates = max(staged - samples - len(out_of_range), 0)

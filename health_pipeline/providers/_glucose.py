@@ -75,6 +75,31 @@ READINGS = Entity(
     description="Glucose readings of an uploaded file: one row for each value and time in it.",
 )
 
+#: Carbohydrates that somebody entered at one time.
+MEALS_SCHEMA = pa.schema(
+    [
+        pa.field("recorded_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("local_time", pa.timestamp("us")),
+        pa.field("utc_offset_minutes", pa.int16()),
+        pa.field("utc_offset_source", pa.string()),
+        pa.field("carbohydrates_g", pa.float64(), nullable=False),
+        pa.field("device", pa.string()),
+        pa.field("device_serial", pa.string()),
+        pa.field("line", pa.int32(), nullable=False),
+        pa.field("ambiguous_time", pa.bool_(), nullable=False),
+    ]
+)
+
+MEALS = Entity(
+    name="meals",
+    schema=MEALS_SCHEMA,
+    key=("recorded_at", "device_serial", "carbohydrates_g"),
+    description="Carbohydrates entered in the app of a glucose sensor: one row an entry.",
+)
+
+#: The kind of a candidate that is no reading but a meal: its value is grams of carbohydrates.
+MEAL = "meal"
+
 _NOTHING = ("", "-", "--", "---", "na", "n/a", "nan", "null", "none")
 _LOW = ("low", "lo", "niedrig", "tief", "bas", "basse", "faible", "bajo", "baja", "basso", "bassa")
 _HIGH = ("high", "hi", "hoch", "haut", "haute", "élevé", "élevée", "alto", "alta", "elevato")
@@ -142,8 +167,8 @@ class Candidates:
 class Source:
     """Where the candidates come from: what a quarantine row and the counts need.
 
-    `skipped` counts the records that were understood and are not glucose. `original` gives the texts of one
-    candidate for quarantine, without personal fields.
+    `skipped` counts the records that were understood and are neither glucose nor a meal. `original` gives the
+    texts of one candidate for quarantine, without personal fields.
     """
 
     records_in: int
@@ -191,7 +216,8 @@ def read_numbers(text: pa.Array) -> tuple[Floats, Flags]:
 
 
 def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Parsed:
-    """Turn candidates into `readings`, and those that cannot be read into quarantine rows.
+    """Turn candidates into `readings` and, where there are any, `meals`; those that cannot be read into quarantine
+    rows.
 
     UnreadableFileError: times without an offset and no zone, an unknown zone, dates or units that can be
     read two ways.
@@ -207,8 +233,9 @@ def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Pa
     censored = _censored(text)
     words = flags(pc.is_valid(censored))
     _refuse(refused, flags(pc.is_in(pc.utf8_lower(text), pa.array(_NOTHING))), "missing_value")
-    _refuse(refused, ~numeric & ~words, "unparsable_value")
-    unit, unit_known = _units(rows.unit, document.context.get("unit"), values, absent(refused))
+    is_meal = flags(pc.equal(strings(rows.reading_type), MEAL))
+    _refuse(refused, ~numeric & (~words | is_meal), "unparsable_value")
+    unit, unit_known = _units(rows.unit, document.context.get("unit"), values, absent(refused) & ~is_meal)
     _refuse(refused, ~unit_known, "unknown_unit")
     instants, offset, from_record = _instants(document, rows, times, refused)
 
@@ -240,9 +267,18 @@ def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Pa
         "line": pa.array(rows.line[kept]),
         "ambiguous_time": pa.array(instants.ambiguous[kept]),
     }
+    readings = pa.table(columns, schema=READINGS_SCHEMA)
+    tables = {READINGS.name: readings}
+    if is_meal.any():
+        eaten = pa.array(is_meal[kept])
+        meals = readings.filter(eaten).rename_columns({"value": "carbohydrates_g"})
+        tables = {
+            READINGS.name: readings.filter(pc.invert(eaten)),
+            MEALS.name: meals.select(MEALS_SCHEMA.names).cast(MEALS_SCHEMA),
+        }
     return Parsed(
-        tables={READINGS.name: pa.table(columns, schema=READINGS_SCHEMA)},
-        quarantine=_quarantine(refused, source),
+        tables=tables,
+        quarantine=_quarantine(refused, is_meal, source),
         records_in=source.records_in,
         records_loaded=len(kept),
         skipped={reason: number for reason, number in source.skipped.items() if number},
@@ -252,11 +288,11 @@ def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Pa
 _FIELD_OF_REASON = {"time": "recorded_at", "value": "value", "unit": "unit"}
 
 
-def _quarantine(refused: Objects, source: Source) -> pa.Table:
+def _quarantine(refused: Objects, is_meal: Flags, source: Source) -> pa.Table:
     rows = np.flatnonzero(~absent(refused)).tolist()
     return pa.table(
         {
-            "entity": pa.repeat(pa.scalar(READINGS.name), len(rows)),
+            "entity": pa.array([(MEALS if is_meal[row] else READINGS).name for row in rows], pa.string()),
             "reason": pa.array([refused[row] for row in rows], pa.string()),
             "field": pa.array(
                 [_FIELD_OF_REASON.get(refused[row].split("_")[-1]) for row in rows], pa.string()

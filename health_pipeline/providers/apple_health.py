@@ -54,6 +54,7 @@ QUANTITIES = {
     "BodyTemperature": "body_temperature",
     "AppleSleepingWristTemperature": "skin_temperature",
     "DietaryWater": "hydration",
+    "DietaryCarbohydrates": "carbohydrates",
     "BloodGlucose": "blood_glucose",
 }
 _STAND, _SLEEP = f"{_CATEGORY}AppleStandHour", f"{_CATEGORY}SleepAnalysis"

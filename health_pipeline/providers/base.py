@@ -404,7 +404,8 @@ class Provider:
     webhook. `enabled` is False for what has to be switched on by HEALTH_PIPELINE_<NAME>_ENABLED. `successor`
     names the provider to connect in its place where its API is shut down: nothing is fetched from it.
     `disconnect` ends the person's consent at the provider, its webhooks too, where that is a call of its API
-    rather than OAuth's revocation.
+    rather than OAuth's revocation; `disconnect_signed` does where that call is the application's own, signed by
+    its secret: its client sends no token.
 
     `regions` are the hosts among which a provider divides its accounts, by name. One of them serves all where
     HEALTH_PIPELINE_<NAME>_REGION names it in place of `base_url`; `region_of` tells it of each access token
@@ -437,6 +438,7 @@ class Provider:
     fetch_records: FetchRecordsFunction | None = None
     identify: Callable[[ApiClient], Account] | None = None
     disconnect: Callable[[ApiClient], None] | None = None
+    disconnect_signed: Callable[[ApiClient, Credentials], None] | None = None
     sniff: SniffFunction | None = None
     file_options: Mapping[str, str] = field(default_factory=dict)
     #: For files of any size: `parse` in parts, in memory that does not grow with the file.

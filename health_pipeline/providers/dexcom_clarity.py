@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from health_pipeline.providers._delimited import TextTable, has_header, plain, read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
+    MEAL,
+    MEALS,
     READINGS,
     Candidates,
     Flags,
@@ -40,6 +42,7 @@ _OFFSET_FROM_TIME = {
     "device_info": 4,
     "source_device": 5,
     "value": 6,
+    "carbohydrates": 8,
     "rate": 10,
     "transmitter_time": 11,
     "transmitter": 12,
@@ -96,7 +99,7 @@ _OTHER_EVENTS = {
 
 
 def parse(document: RawDocument) -> Parsed:
-    """Readings (`EGV`), calibrations and meter values of a Clarity export.
+    """Readings (`EGV`), calibrations, meter values and carbohydrates of a Clarity export.
 
     UnreadableFileError: empty, binary or damaged file, no Clarity header, no rows, no time zone.
     """
@@ -112,7 +115,7 @@ def parse(document: RawDocument) -> Parsed:
     candidates = Candidates(
         line=table.line,
         time=table.column("time"),
-        value=table.column("value"),
+        value=pc.if_else(pa.array(kinds == MEAL), table.column("carbohydrates"), table.column("value")),
         reading_type=pa.array(kinds, pa.string()),
         unit=_unit(table),
         trend_rate=table.column("rate"),
@@ -178,7 +181,7 @@ def _unit(table: TextTable) -> str | None:
 
 
 def _classify(table: TextTable) -> tuple[Objects, dict[str, int]]:
-    """What each row is: a reading type, `unknown` (to be refused), or None and counted by a reason."""
+    """What each row is: a reading type, a meal, `unknown` (to be refused), or None and counted by a reason."""
     events = table.column("event").dictionary_encode()
     words = [plain(word) for word in events.dictionary.to_pylist()]
     codes = events.indices.to_numpy(zero_copy_only=False)
@@ -190,6 +193,7 @@ def _classify(table: TextTable) -> tuple[Objects, dict[str, int]]:
     reasons = np.array([_OTHER_EVENTS.get(word, "other_event") for word in words] + [""], dtype=object)[codes]
     unknown = absent(kinds) & np.array([word not in _OTHER_EVENTS for word in words])[codes]
     kinds[unknown & valued] = "unknown"
+    kinds[(reasons == "carbohydrates") & ~untimed & ~_empty(table.column("carbohydrates"))] = MEAL
     # Settings and personal rows have no time. A reading whose time got lost still has its other cells.
     metadata = untimed & ~((np.isin(kinds, list(set(_READING_TYPES.values()))) | ticking) & valued)
     kinds[metadata] = None
@@ -219,7 +223,7 @@ PROVIDER = Provider(
     name="dexcom_clarity",
     title="Dexcom Clarity export",
     door="upload",
-    entities=(READINGS,),
+    entities=(READINGS, MEALS),
     parse=parse,
     sniff=sniff,
     file_options=FILE_OPTIONS,

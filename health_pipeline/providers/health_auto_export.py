@@ -52,6 +52,7 @@ _METRICS: Mapping[str, str] = {
     "body_temperature": "body_temperature",
     "apple_sleeping_wrist_temperature": "skin_temperature",
     "dietary_water": "hydration",
+    "carbohydrates": "carbohydrates",
     "blood_glucose": "blood_glucose",
     "blood_pressure_systolic": "blood_pressure_systolic",
     "blood_pressure_diastolic": "blood_pressure_diastolic",
@@ -59,7 +60,7 @@ _METRICS: Mapping[str, str] = {
 #: Those that add up over the time they are of.
 _SUMS = {
     *("steps", "distance", "floors", "calories_burned", "basal_calories"),
-    *("active_minutes", "stand_hours", "hydration"),
+    *("active_minutes", "stand_hours", "hydration", "carbohydrates"),
 }
 _COUNTED = {"steps": "{steps}", "floors": "{floors}", "stand_hours": "{hours}", "bmi": "kg/m2"}
 _UCUM = {

@@ -71,6 +71,7 @@ _MEASURES = (
         "total_calories_burned_record_table", "energy", "total_calories", "kcal", 0.001, is_interval=True
     ),
     _Measure("hydration_record_table", "volume", "hydration", "L", is_interval=True),
+    _Measure("nutrition_record_table", "total_carbohydrate", "carbohydrates", "g", is_interval=True),
     _Measure("weight_record_table", "weight", "weight", "g"),
     _Measure("height_record_table", "height", "height", "m"),
     _Measure("body_fat_record_table", "percentage", "body_fat", "%"),
@@ -317,6 +318,14 @@ def _values(collector: Collector, database: _Database, measure: _Measure) -> Ite
         return
     optional = ("end_time", zone, "app_info_id", "specimen_source")
     for batch in database.rows(measure.table, ("row_id", measure.column, start), optional):
+        if measure.metric == "carbohydrates":
+            # What was eaten is a row for all nutrients; most may be empty.
+            eaten = [row for row in batch if row[1] is not None]
+            if len(eaten) < len(batch):
+                collector.skip("meal_without_carbohydrates", len(batch) - len(eaten))
+            if not eaten:
+                continue
+            batch = eaten
         ids, values, starts, ends, zones, apps, specimens = zip(*batch, strict=True)
         us, value = _instants(starts), _floats(values)
         end = _instants(ends) if measure.is_interval else us

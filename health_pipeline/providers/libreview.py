@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from health_pipeline.providers._delimited import TextTable, has_header, read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
+    MEAL,
+    MEALS,
     MMOL_L,
     READINGS,
     Candidates,
@@ -41,18 +43,22 @@ _WORDS = {
     r"|storico del glucosio)\b.*",
     "scan": r"(scan glucose|glukose-scan|numerisation de la glycemie|scan de la? ?glycemie"
     r"|escaneo de glucosa|scansione del glucosio)\b.*",
+    "carbohydrates": r"carbohydrates \(grams\)|kohlenhydrate \(gramm\)|glucides \(grammes\)"
+    r"|carbohidratos \(gramos\)|carboidrati \(grammi\)",
     "strip": r"(strip glucose|glukose-teststreifen|tira reactiva|electrode|.*bandelette|.*striscia)\b.*",
 }
 _PATTERNS = {name: re.compile(pattern) for name, pattern in _WORDS.items()}
 _STRIP_AFTER_HISTORIC = 10
+_CARBOHYDRATES_AFTER_HISTORIC = 5
 #: Record types that hold glucose: the reading type and the column it is in.
 _GLUCOSE = {"0": ("cgm", "historic"), "1": ("scan", "scan"), "2": ("strip", "strip")}
-_OTHER = {"3": "ketone", "4": "insulin", "5": "food", "6": "note"}
-_KEPT_IN_QUARANTINE = ("device", "time", "type", "historic", "scan", "strip")
+_FOOD = "5"
+_OTHER = {"3": "ketone", "4": "insulin", _FOOD: "food", "6": "note"}
+_KEPT_IN_QUARANTINE = ("device", "time", "type", "historic", "scan", "strip", "carbohydrates")
 
 
 def parse(document: RawDocument) -> Parsed:
-    """Sensor history, scans and strip values of a LibreView export.
+    """Sensor history, scans, strip values and carbohydrates of a LibreView export.
 
     UnreadableFileError: empty or binary file, no LibreView header, no rows, no time zone, dates that can be
     read two ways (answer with date_order).
@@ -68,6 +74,9 @@ def parse(document: RawDocument) -> Parsed:
     reasons = np.full(len(table), "", dtype=object)
     for code, reason in _OTHER.items():
         reasons[codes == code] = reason
+    eaten = (codes == _FOOD) & ~flags(pc.equal(table.column("carbohydrates"), ""))
+    kinds[eaten], reasons[eaten] = MEAL, ""
+    value = pc.if_else(pa.array(eaten), table.column("carbohydrates"), value)
     reasons[table.empty] = "empty_row"
     reasons[table.cut] = ""
     rows = np.flatnonzero(reasons == "")
@@ -135,6 +144,8 @@ def _match_header(cells: Sequence[str]) -> Mapping[str, int] | None:
         found = {"time": column - 2, "type": column - 1, "historic": column, "scan": column + 1}
         if column >= 4:
             found |= {"device": column - 4, "serial": column - 3}
+        eaten = column + _CARBOHYDRATES_AFTER_HISTORIC
+        found |= {"carbohydrates": eaten} if eaten < len(cells) else {}
         strip = column + _STRIP_AFTER_HISTORIC
         if strip < len(cells) and units[strip]:
             found["strip"] = strip
@@ -155,7 +166,7 @@ PROVIDER = Provider(
     name="libreview",
     title="LibreView export",
     door="upload",
-    entities=(READINGS,),
+    entities=(READINGS, MEALS),
     parse=parse,
     sniff=sniff,
     file_options=FILE_OPTIONS,

@@ -7,7 +7,10 @@ body. A limit, too, is only said there.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import hmac
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -20,6 +23,7 @@ from health_pipeline.providers._withings_subscriptions import subscriptions
 from health_pipeline.providers.base import (
     Account,
     Budget,
+    Credentials,
     Entity,
     Event,
     OAuth,
@@ -250,6 +254,37 @@ def identify(client: ApiClient) -> Account:
     return Account(client.provider_user_id, {"time_zone": max(zoned)[1]} if zoned else {})
 
 
+def disconnect(client: ApiClient, credentials: Credentials) -> None:
+    """End the person's consent, and with it the notifications. Raises the errors of `ApiClient.request`.
+
+    Signed by the client secret over action, client id and a nonce, which is good once and asked for by a call that
+    is signed over the time in its place.
+    """
+    said = _signed_call(client, credentials, "/v2/signature", "getnonce", "timestamp", str(int(time.time())))
+    nonce = said.get("nonce")
+    if not isinstance(nonce, str) or not nonce:
+        raise MalformedResponseError(client.provider, "/v2/signature", 200, "no nonce came")
+    _signed_call(
+        client, credentials, "/v2/oauth2", "revoke", "nonce", nonce, userid=client.provider_user_id or ""
+    )
+
+
+def _signed_call(
+    client: ApiClient,
+    credentials: Credentials,
+    path: str,
+    action: str,
+    name: str,
+    value: str,
+    **more: str,
+) -> dict[str, Any]:
+    # The values in the order of their names, by commas; `name` comes after action and client_id.
+    signed = ",".join((action, credentials.client_id, value))
+    signature = hmac.new(credentials.client_secret.encode(), signed.encode(), hashlib.sha256).hexdigest()
+    form = {"action": action, "client_id": credentials.client_id, name: value, "signature": signature, **more}
+    return _body_of(client, path, client.request("POST", path, form=form).content)
+
+
 # Webhook
 
 #: What an application number ("appli") tells the data of.
@@ -392,6 +427,7 @@ PROVIDER = Provider(
     ),
     parse=parse,
     fetch=fetch,
+    disconnect_signed=disconnect,
     identify=identify,
     webhook=Webhook(
         carries="notice",

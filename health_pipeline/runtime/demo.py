@@ -21,6 +21,7 @@ from health_pipeline.runtime.comparison import Comparison, compare_with_truth
 from health_pipeline.runtime.processes import ProcessGroup, interruptible
 from health_pipeline.runtime.run_job import run_job
 from health_pipeline.runtime.servers import start_sandbox
+from health_pipeline.runtime.users import set_profile
 from health_pipeline.settings import Settings
 from health_pipeline.warehouse.connection import Warehouse
 
@@ -70,6 +71,7 @@ def run_demo(settings: Settings, warehouse: Warehouse, say: Say, *, days: int = 
         say(f"sandbox answers at {sandbox}")
         handles, _ = connect_people(settings, warehouse, get("oura"), sandbox)
         say(f"connected {', '.join(handles)} to Oura")
+        describe_people(warehouse, sandbox)
         _backfill(settings, warehouse, window, say, report)
         uploaded = _upload_glucose(settings, warehouse, window, say, report)
         if not report.problems:
@@ -100,6 +102,7 @@ def run_all_providers(
             connected, refused = connect_people(settings, warehouse, provider, sandbox)
             say(f"connected {', '.join(connected) or 'nobody'} to {provider.title}")
             report.skipped += refused
+        describe_people(warehouse, sandbox)
         say(f"daily_refresh, {window.start} to {window.end}, one run")
         _run("daily_refresh", window, settings, warehouse, say, report.problems)
         report.problems += _account_errors(warehouse)
@@ -134,6 +137,18 @@ def connect_people(
         else:
             connected.append(user.handle)
     return connected, refused
+
+
+def describe_people(warehouse: Warehouse, sandbox: str) -> None:
+    """Say of everybody what `user set` asks for, so that training loads are of the heart rate."""
+    import httpx
+
+    people = httpx.get(f"{sandbox}/__people", timeout=30).raise_for_status().json()["people"]
+    with warehouse.engine.connect() as connection:
+        here = set(connection.execute(sa.text("select handle from ops.users")).scalars())
+    for person in people:
+        if person["handle"] in here:
+            set_profile(warehouse, person["handle"], sex=person["sex"], birth_year=person["birth_year"])
 
 
 def _account_errors(warehouse: Warehouse) -> list[str]:
@@ -228,6 +243,7 @@ _COUNTS = {
     "quarantined": "select count(*) from health.metric_quarantine",
     "daily values": "select count(*) from health.daily_metrics",
     "person-days": "select count(*) from (select distinct user_id, local_date from health.daily_metrics) as days",
+    "training days by heart rate": "select count(*) from health.training_loads where banister_trimp is not null",
     "recovery scores": "select count(*) from health.recovery_scores",
     "forecasts": "select count(*) from health.forecasts where slope_per_day is not null",
 }
@@ -289,3 +305,5 @@ def _verify(
         report.problems.append("somebody has no recovery score")
     if not report.forecasts:
         report.problems.append("there is no forecast")
+    if not report.counts["training days by heart rate"]:
+        report.problems.append("no training load is of the heart rate")

@@ -46,11 +46,14 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .3rem;bord
 p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}
 figure{margin:.5rem 0}figure svg{width:100%;height:auto;display:block}figcaption{font-size:.9rem;color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:.85rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;padding:.2rem 0}
 th,td{text-align:right;padding:.15rem .4rem;border-bottom:1px solid var(--line)}
-td{white-space:nowrap}th:first-child{text-align:left}
+td{white-space:nowrap}th:first-child{text-align:left}tbody th{font-weight:normal}
 details{margin:.3rem 0}.wide{overflow-x:auto}summary{cursor:pointer;font-size:.9rem}
 ul{padding-left:1.2rem;margin:.3rem 0}
-@media print{body{max-width:none;padding:0}details{display:none}h2,figure{break-inside:avoid}h2{break-after:avoid}}
+@page{size:A4;margin:16mm 18mm}
+@media print{body{max-width:none;padding:0;font-size:.85rem}h2{margin-top:1.2rem;break-after:avoid}details{display:none}
+figure,table,ul{break-inside:avoid}figure svg{width:72%}}
 """
 
 
@@ -268,7 +271,8 @@ def _recovery(source: _Source) -> str:
     return f"<p>{html.escape(newest['explanation'])}</p>" + _figure(
         svg,
         f"Recovery score a day, {_span(scores['recovery_score'])}; below it its four components.",
-        "Recovery with its 80 % range; 75 (dotted) is an ordinary day. Below, what it is made of.",
+        "Recovery with its 80 % range; 75 (dotted) is an ordinary day. Below, what it is made of; a dot is a part that "
+        "is not known. No line where too little is known for a score.",
         table,
     )
 
@@ -451,7 +455,7 @@ def _glucose_facts(row: pd.Series) -> str:
         facts.insert(3, ["GMI (no laboratory HbA1c)", f"{row['gmi_percent']:.1f} %"])
     words = "" if row["sufficient"] else "<p>Less than 70 % of the time has readings: read with care.</p>"
     days = int(row["period_days"])
-    return words + _table(["", "Value"], facts, f"The {days} days up to {row['as_of_date']:%d %B %Y}")
+    return words + _table(["Measure", "Value"], facts, f"The {days} days up to {row['as_of_date']:%d %B %Y}")
 
 
 def _alerts(source: _Source) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 4.4
+#: Points of text in a picture that is _WIDTH inches wide: on a phone of 390 pixels about 11 and 10 pixels.
+_TEXT, _SMALL = 10, 9
 _DARK, _MIDDLE, _LIGHT = "#1a1a1a", "#7a7a7a", "#d0d0d0"
 _UNITS = {"/min": "a minute", "{score}": "points", "{steps}": "steps", "Cel": "°C", "a": "years"}
 
@@ -27,7 +29,7 @@ def recovery(scores: pd.DataFrame, parts: Mapping[str, str], first: dt.date, las
     """The score with its range, and a strip for each component, of the days from `first` to `last`."""
     import pandas as pd
 
-    figure, axes = _figure(3.4, (3.2, 1, 1, 1, 1))
+    figure, axes = _figure(3.9, (3.2, 1, 1, 1, 1))
     top = axes[0]
     # A day without a score is a gap, not a line across it.
     scores = scores.set_index("local_date").reindex(pd.date_range(first, last))
@@ -40,7 +42,9 @@ def recovery(scores: pd.DataFrame, parts: Mapping[str, str], first: dt.date, las
         axis.bar(days, scores[column], width=0.8, color=_MIDDLE)
         axis.set_ylim(0, 100)
         axis.set_yticks([0, 100])
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=_TEXT)
+        _mark_unknown(axis, days[scores["recovery_score"].notna() & scores[column].isna()])
+    top.set_ylabel("of 100", fontsize=_TEXT)
     _days(axes, first, last)
     return _svg(figure)
 
@@ -74,8 +78,16 @@ def sleep(nights: pd.DataFrame) -> str:
         )
         below = below + values
     if staged.any():
-        axis.legend(fontsize=7, ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
-    axis.set_ylabel("hours", fontsize=8)
+        axis.legend(
+            fontsize=_SMALL,
+            handlelength=1.4,
+            columnspacing=1.2,
+            ncols=3,
+            frameon=False,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+        )
+    axis.set_ylabel("hours", fontsize=_TEXT)
     _days([axis], nights.index[0], nights.index[-1])
     return _svg(figure)
 
@@ -94,9 +106,18 @@ def load(loads: pd.DataFrame, first: dt.date, last: dt.date) -> str:
         label="42 days",
     )
     unknown = loads.loc[loads["load"].isna(), "local_date"]
-    axis.plot(unknown, [0] * len(unknown), ".", color=_DARK, markersize=3, clip_on=False)
-    axis.legend(fontsize=7, ncols=2, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    _mark_unknown(axis, unknown)
+    axis.legend(
+        fontsize=_SMALL,
+        handlelength=1.4,
+        columnspacing=1.2,
+        ncols=2,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+    )
     axis.set_ylim(bottom=0)
+    axis.set_ylabel("load", fontsize=_TEXT)
     _days([axis], first, last)
     return _svg(figure)
 
@@ -123,7 +144,7 @@ def forecast(row: Any, past: pd.DataFrame, factor: float, label: str) -> str:
     )
     if pd.notna(row["target_value"]):
         axis.axhline(row["target_value"] * factor, color=_DARK, linewidth=0.9, linestyle="--")
-    axis.set_title(label, fontsize=8, loc="left")
+    axis.set_title(label, fontsize=_TEXT, loc="left")
     _days([axis], row["window_start"], ahead[-1])
     return _svg(figure)
 
@@ -137,7 +158,7 @@ def agp(profile: pd.DataFrame) -> str:
     axis.plot(hour, profile["p50"], color=_DARK, linewidth=1.8)
     _glucose_axis(axis, float(profile["p95"].max()))
     axis.set_xticks(range(0, 25, 6), [f"{each:02d}:00" for each in range(0, 25, 6)])
-    axis.set_ylabel("mg/dL", fontsize=8)
+    axis.set_ylabel("mg/dL", fontsize=_TEXT)
     return _svg(figure)
 
 
@@ -147,7 +168,7 @@ def glucose_days(readings: pd.DataFrame) -> str:
 
     days = list(readings.groupby("local_date"))
     rows = -(-len(days) // 7)
-    figure = Figure(figsize=(_WIDTH, 0.75 * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 0.85 * rows + 0.2), layout="constrained")
     axes = list(figure.subplots(rows, 7, squeeze=False, sharey=True).flat)
     highest = float(readings["glucose_mg_dl"].max())
     for axis, (day, values) in zip(axes, days, strict=False):
@@ -156,8 +177,8 @@ def glucose_days(readings: pd.DataFrame) -> str:
         _glucose_axis(axis, highest, lines=False)
         axis.set_xticks([])
         axis.set_yticks([70, 180])
-        axis.tick_params(labelsize=6, length=2)
-        axis.set_title(f"{day:%a %d}", fontsize=7, pad=2)
+        axis.tick_params(labelsize=_SMALL - 1, length=2)
+        axis.set_title(f"{day:%a %-d}", fontsize=_SMALL - 1, pad=2)
     for axis in axes[len(days) :]:
         axis.set_axis_off()
     return _svg(figure)
@@ -165,7 +186,7 @@ def glucose_days(readings: pd.DataFrame) -> str:
 
 def completeness(known: pd.DataFrame, names: Sequence[str]) -> str:
     """A row a metric, a square a day, filled where there is a value."""
-    figure, (axis,) = _figure(0.22 * len(names) + 0.5, (1,))
+    figure, (axis,) = _figure(0.24 * len(names) + 0.5, (1,))
     axis.pcolormesh(
         [*known.index, known.index[-1] + (known.index[-1] - known.index[0]) / max(len(known) - 1, 1)],
         range(len(names) + 1),
@@ -202,7 +223,7 @@ def _figure(height: float, ratios: Sequence[float]) -> tuple[Figure, list[Axes]]
         ).flat
     )
     for axis in axes:
-        axis.tick_params(labelsize=8)
+        axis.tick_params(labelsize=_TEXT)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -215,13 +236,19 @@ def _days(axes: Sequence[Axes], first: Any, last: Any) -> None:
     _date_ticks(axes[-1])
 
 
-def _date_ticks(axis: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+def _mark_unknown(axis: Axes, days: Any) -> None:
+    """A dot on the ground line for each day that nothing is known of: a bar of no height is a value, too."""
+    if len(days):
+        (dots,) = axis.plot(days, [0] * len(days), ".", color=_DARK, markersize=4, clip_on=False)
+        dots.set_in_layout(False)
 
-    locator = AutoDateLocator(minticks=3, maxticks=6)  # type: ignore[no-untyped-call]
-    axis.xaxis.set_major_locator(locator)
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    axis.xaxis.get_offset_text().set_fontsize(8)
+
+def _date_ticks(axis: Axes) -> None:
+    """Three to six dates, each with its month."""
+    from matplotlib.dates import AutoDateLocator, DateFormatter
+
+    axis.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=6))  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_formatter(DateFormatter("%-d %b"))  # type: ignore[no-untyped-call]
 
 
 def _svg(figure: Figure) -> str:

@@ -282,7 +282,7 @@ def _books(sandbox: Sandbox, apis: Mapping[str, ProviderApi], board: FaultBoard)
     @router.get("/__people")
     async def people() -> dict[str, Any]:
         rows = [
-            {"handle": p.handle, "name": p.name, "zone": p.zone, "cgm": p.cgm}
+            {name: getattr(p, name) for name in ("handle", "name", "zone", "cgm", "sex", "birth_year")}
             for p in sandbox.people.values()
         ]
         return {"people": rows}

@@ -2,7 +2,8 @@
 
 Written from what the Health app exports, in its words and with its faults: the document type that is none, one
 offset for all times (that of the phone at the export), units as the person has set them, blood pressure both in
-a correlation and beside it, the address of a device in its description. `true_days` says what it comes to.
+a correlation and beside it, records that are there twice, the address of a device in its description. `true_days`
+and `true_values` say what it comes to.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from xml.sax.saxutils import quoteattr
 
 from health_pipeline.sandbox import body, noise
 from health_pipeline.sandbox.activity import activity, heart_rate
+from health_pipeline.sandbox.glucose import meals
 from health_pipeline.sandbox.life import Day, Life, life_of
 from health_pipeline.sandbox.night import AWAKE, DEEP, LIGHT, REM, nights
 from health_pipeline.sandbox.people import Person
@@ -63,6 +65,16 @@ class TrueDay:
     sleep_seconds: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrueValue:
+    """What was measured or eaten at an instant (epoch seconds), in the units that Health was not asked for: metres,
+    kilograms, degrees Celsius, per cent, mg/dL, grams."""
+
+    metric_type: str
+    instant: int
+    value: float
+
+
 def devices_of(person: Person) -> tuple[Device, Device]:
     """The watch, and the phone."""
     first = person.name.split()[0]
@@ -86,7 +98,7 @@ def write_apple_health(
         _HEAD
         + f'<HealthData locale="en_GB">\n <ExportDate value="{_stamp(exported, exported.timestamp())}"/>\n'
     )
-    for write in (_pulse, _steps, _body, _stood, _sleep, _workouts):
+    for write in (_pulse, _steps, _body, _meals, _stood, _sleep, _workouts):
         for day in days:
             write(writer, life, day)
     out.write("</HealthData>\n")
@@ -110,6 +122,36 @@ def true_days(person: Person, start: dt.date, end: dt.date) -> list[TrueDay]:
                 date = life.timeline.local(night.wake).date()
                 asleep[date] = asleep.get(date, 0) + night.total_sleep
     return [TrueDay(date, steps[date], asleep.get(date)) for date in sorted(steps) if start < date <= end]
+
+
+def true_values(person: Person, start: dt.date, end: dt.date) -> list[TrueValue]:
+    """Every value of the days whose unit in the file is not that of the catalogue, and every meal."""
+    life = life_of(person)
+    stride = body.step_length(person)
+    found = []
+    for day in life.days(start, end):
+        found += [
+            TrueValue("distance", first, count * stride)
+            for first, count, _, on_watch, _ in _walks(life, day)
+            if on_watch
+        ]
+        found += [TrueValue("carbohydrates", meal.time, float(meal.carbs)) for meal in meals(life, day)]
+        weighed = body.weigh_in(life, day)
+        if weighed is not None:
+            found += [
+                TrueValue("weight", weighed.instant, weighed.weight),
+                TrueValue("body_fat", weighed.instant, weighed.fat_percent),
+                TrueValue("body_temperature", weighed.instant, 36.6 + day.temperature),
+                TrueValue("blood_glucose", weighed.instant, _fasting(day)),
+                TrueValue("blood_pressure_systolic", weighed.instant, float(weighed.systolic)),
+                TrueValue("blood_pressure_diastolic", weighed.instant, float(weighed.diastolic)),
+            ]
+    return found
+
+
+def _fasting(day: Day) -> float:
+    """Blood glucose before breakfast, mg/dL."""
+    return 84.0 + day.index % 12
 
 
 class _Writer:
@@ -201,7 +243,9 @@ def _steps(writer: _Writer, life: Life, day: Day) -> None:
             miles = f"{count * stride / 1609.344:.6g}"
             writer.record("DistanceWalkingRunning", miles, "mi", writer.watch, first, first + seconds)
         if by_phone:
-            writer.record("StepCount", str(by_phone), "count", writer.phone, first, first + seconds)
+            # A phone that was restored from a backup has some records twice.
+            for _ in range(2 if first % (6 * 3600) < 3600 else 1):
+                writer.record("StepCount", str(by_phone), "count", writer.phone, first, first + seconds)
 
 
 def _body(writer: _Writer, life: Life, day: Day) -> None:
@@ -225,6 +269,15 @@ def _body(writer: _Writer, life: Life, day: Day) -> None:
     writer.record(
         "BodyTemperature", f"{celsius * 9 / 5 + 32:.2f}", "degF", None, at, at, source="Thermometer"
     )
+    mmol = f"{_fasting(day) / 18.01558800000541:.5f}"
+    writer.record("BloodGlucose", mmol, "mmol&lt;180.1558800000541&gt;/L", None, at, at, source="Meter")
+
+
+def _meals(writer: _Writer, life: Life, day: Day) -> None:
+    for meal in meals(life, day):
+        writer.record(
+            "DietaryCarbohydrates", str(meal.carbs), "g", None, meal.time, meal.time, source="Food diary"
+        )
 
 
 def _stood(writer: _Writer, life: Life, day: Day) -> None:

@@ -40,7 +40,8 @@ _TABLES = {
         "parent_key integer, stage_start_time integer, stage_end_time integer, stage_type integer"
     ),
     "exercise_session_record_table": f"{_INTERVAL}, exercise_type integer, title text",
-    "nutrition_record_table": f"{_INTERVAL}, energy real",
+    "nutrition_record_table": f"{_INTERVAL}, energy real, total_carbohydrate real",
+    "cycling_pedaling_cadence_record_table": _INTERVAL,
 }
 WATCH, PHONE, SCALE, SENSOR, METER = (
     "com.watch.app",
@@ -132,7 +133,13 @@ class _Writer:
                 "active_calories_burned_record_table", done.start, done.end, WATCH, energy=1000 * kcal
             )
         noon = seen.midnight(seen.dates[0]) + 12 * 3600
-        self._interval("nutrition_record_table", noon, noon + 900, PHONE, energy=640_000)
+        self._interval(
+            "nutrition_record_table", noon, noon + 900, PHONE, energy=640_000, total_carbohydrate=72.5
+        )
+        self._interval(
+            "nutrition_record_table", noon + 3600, noon + 3660, PHONE, energy=2_000, total_carbohydrate=None
+        )
+        self._interval("cycling_pedaling_cadence_record_table", noon, noon + 60, PHONE)
 
     def _pulse(self) -> None:
         """A record an hour, with its samples."""

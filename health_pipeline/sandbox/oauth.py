@@ -84,6 +84,8 @@ class OAuthServer:
         self._spent: set[str] = set()
         self._ended_families: set[str] = set()
         self._ended_handles: dict[str, int] = {}
+        #: Answers a form at the token's path that is about something else; None where it is about tokens.
+        self.other_action: Callable[[dict[str, str]], Response | None] | None = None
 
     # Tokens
 
@@ -239,6 +241,9 @@ class OAuthServer:
 
     async def _token(self, request: Request) -> Response:
         form = _form(await request.body())
+        other = None if self.other_action is None else self.other_action(form)
+        if other is not None:
+            return other
         if self.rules.read_form is not None:
             form = self.rules.read_form(form)
         if not self._client_ok(request, form):

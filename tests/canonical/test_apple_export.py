@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
+import re
 import zipfile
 from pathlib import Path
 
 import orjson
 import pytest
 from canonical_lab import Lab
+from fhir.resources.R4B.bundle import Bundle
+from fhir.resources.R4B.observation import Observation
 
 from health_pipeline.connections.users import UserRecord, ensure_user
 from health_pipeline.ingestion.outcome import UploadSummary, read_outcome
@@ -20,8 +24,8 @@ from health_pipeline.ingestion.upload import upload
 from health_pipeline.providers import registry
 from health_pipeline.providers.base import Window
 from health_pipeline.runtime.fhir_export import export_fhir
-from health_pipeline.sandbox import health_connect
-from health_pipeline.sandbox.apple_health import devices_of, true_days, write_apple_health
+from health_pipeline.sandbox import body, health_connect
+from health_pipeline.sandbox.apple_health import devices_of, true_days, true_values, write_apple_health
 from health_pipeline.sandbox.life import life_of
 from health_pipeline.sandbox.people import person
 from health_pipeline.sandbox.recorded import recorded
@@ -35,6 +39,17 @@ CONNECTED = (
     recorded(DANA, dt.date(2026, 4, 17), dt.date(2026, 4, 20)),
     recorded(DANA, dt.date(2026, 4, 19), dt.date(2026, 4, 22)),
 )
+
+
+#: Without the day it was given on.
+_ORDER = {
+    "resourceType": "MedicationRequest",
+    "id": "m1",
+    "status": "active",
+    "intent": "order",
+    "subject": {"reference": "Patient/1"},
+    "medicationCodeableConcept": {"text": "Lisinopril 10 MG"},
+}
 
 
 def export(folder: Path, last: dt.date) -> Path:
@@ -122,36 +137,70 @@ def test_steps_and_nights_are_right_on_every_local_day(
     assert {date: asleep.get(date) for date in nights} == nights
 
 
-def test_units_sources_and_pairs(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+def test_every_value_is_right_whatever_its_unit(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+    """Pounds, miles, degrees Fahrenheit, fractions, mmol<...>/L: each value at its instant, once, and no other."""
     rows = lab_of_module.rows(
-        "select metric_type, count(*) as rows, min(metric_value) as low, max(metric_value) as high, "
-        "array_agg(distinct source_device) as devices from health.health_metrics "
-        "where source = 'apple_health' group by metric_type"
+        "select metric_type, extract(epoch from recorded_at)::bigint as instant, metric_value "
+        "from health.health_metrics where source = 'apple_health'"
     )
-    found = {row["metric_type"]: row for row in rows}
-    assert 80 < found["weight"]["low"] <= found["weight"]["high"] < 90
-    assert 10 < found["body_fat"]["low"] <= found["body_fat"]["high"] < 25
-    assert 36 < found["body_temperature"]["low"] <= found["body_temperature"]["high"] < 39
-    assert found["blood_pressure_systolic"]["rows"] == found["weight"]["rows"]
-    assert found["steps"]["devices"] == sorted(device.label for device in devices_of(BEN))
+    truth = true_values(BEN, FIRST, LATER)
+    metrics = {each.metric_type for each in truth}
+    assert len(metrics) == 8
+    stored = [(row["metric_type"], row["instant"]) for row in rows if row["metric_type"] in metrics]
+    assert sorted(stored) == sorted((each.metric_type, each.instant) for each in truth)
+    values = {(row["metric_type"], row["instant"]): row["metric_value"] for row in rows}
+    wrong = [
+        (each, values[each.metric_type, each.instant])
+        for each in truth
+        if values[each.metric_type, each.instant] != pytest.approx(each.value, rel=2e-4)
+    ]
+    assert wrong == []
+
+
+def test_meals_of_a_local_day_are_its_sum(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+    eaten: dict[dt.date, float] = {}
+    for each in true_values(BEN, FIRST, LATER):
+        if each.metric_type == "carbohydrates":
+            date = life_of(BEN).timeline.local(each.instant).date()
+            eaten[date] = eaten.get(date, 0) + each.value
+    assert daily(lab_of_module, "carbohydrates") == eaten
+
+
+def test_sources_and_workouts(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+    steps = lab_of_module.rows(
+        "select array_agg(distinct source_device) as devices from health.health_metrics "
+        "where source = 'apple_health' and metric_type = 'steps'"
+    )
+    assert steps[0]["devices"] == sorted(device.label for device in devices_of(BEN))
     workout = lab_of_module.rows(
         "select * from health.workouts where source = 'apple_health' order by started_at limit 1"
     )[0]
     done = next(done for day in life_of(BEN).days(FIRST, LATER) for done in day.workouts)
     assert (workout["started_at"].timestamp(), workout["activity"]) == (done.start, done.activity)
     assert workout["duration_seconds"] == done.end - done.start
+    # Kilojoules and miles.
+    assert workout["calories_kcal"] == pytest.approx(body.workout_kcal(BEN, done), rel=1e-3)
+    meters = body.workout_distance(done)
+    assert meters is None or workout["distance_m"] == pytest.approx(meters, rel=1e-3)
 
 
-def test_the_next_export_adds_only_what_is_new(lab_of_module: Lab, summaries: list[UploadSummary]) -> None:
+def test_the_next_export_adds_only_what_is_new(
+    lab_of_module: Lab, summaries: list[UploadSummary], tmp_path: Path
+) -> None:
     first, second = summaries
     assert first.refused == second.refused == {}
-    pairs = first.added["blood_pressure_systolic"] + first.added["blood_pressure_diastolic"]
-    assert first.duplicates == pairs
+    # Blood pressure beside its correlation, and what the phone has twice.
+    with zipfile.ZipFile(export(tmp_path, LAST)) as archive:
+        text = archive.read("apple_health_export/export.xml").decode()
+    told = re.findall(r'<Record type="(\w+)" sourceName="([^"]+)".*? (startDate=.*?)/?>', text)
+    again = len(told) - len(set(told))
+    assert again > 100 + first.added["blood_pressure_systolic"]
+    assert first.duplicates == again
     assert second.records_in > first.records_in
     assert second.added["heart_rate"] < first.added["heart_rate"] / 3
     assert second.duplicates > first.canonical * 0.9
     assert lab_of_module.rows("select * from health.metric_revisions") == []
-    assert f"loaded: {first.added['blood_pressure_diastolic']} blood_pressure_diastolic" in first.words()
+    assert f"{first.added['blood_pressure_diastolic']} blood_pressure_diastolic" in first.words()
     assert f"duplicates: {second.duplicates} records were known" in second.words()
 
 
@@ -167,6 +216,28 @@ def test_health_connect_of_two_months_is_one_history(
     slept = CONNECTED[0].asleep_by_day() | CONNECTED[1].asleep_by_day()
     assert daily(lab_of_module, "sleep_duration", "health_connect") == pytest.approx(slept, abs=30)
     assert "glucose readings" in second.words() and "com.watch.app" in second.words()
+
+
+def test_an_export_as_fhir_keeps_the_rules_of_fhir(
+    lab_of_module: Lab, ben: UserRecord, summaries: list[UploadSummary]
+) -> None:
+    """By the models of fhir.resources (R4B, whose Observation is R4's): nothing that they refuse, nothing they drop."""
+    window = Window(LAST - dt.timedelta(days=6), LAST)
+    bundle, samples = io.BytesIO(), io.BytesIO()
+    export_fhir(lab_of_module.warehouse, "ben", bundle, window=window, bundle=True)
+    export_fhir(lab_of_module.warehouse, "ben", samples, window=window, samples=True)
+    said = orjson.loads(bundle.getvalue())
+    assert json.loads(Bundle.model_validate(said).model_dump_json()) == said
+    lines = [orjson.loads(line) for line in samples.getvalue().splitlines()]
+    first_of = {line["code"]["coding"][-1]["code"]: line for line in reversed(lines)}
+    assert len(first_of) > 15
+    some = [*first_of.values(), *lines[::25]]
+    assert any("effectivePeriod" in line for line in some) and any("device" in line for line in some)
+    for line in some:
+        told = json.loads(Observation.model_validate(line).model_dump_json())
+        assert told == line
+        with pytest.raises(ValueError, match="status"):
+            Observation.model_validate({name: line[name] for name in line if name != "status"})
 
 
 def test_an_export_as_fhir_comes_back_as_the_same_values(
@@ -194,7 +265,12 @@ def test_an_export_as_fhir_comes_back_as_the_same_values(
 
     for user, content in zip(twins, (days, samples), strict=True):
         upload(lab.warehouse, lab.store, user, content.getvalue(), kind="fhir")
+    undated = upload(lab.warehouse, lab.store, twins[0], orjson.dumps(_ORDER))
     lab.run("fhir")
+    told = UploadSummary(undated.provider.title, known=False)
+    read_outcome(lab.warehouse, undated.provider, undated.receipt.raw_object_id, told)
+    assert (told.added, told.first) == ({"medications": 1}, None)
+    assert "1 medications" in told.words()
 
     coded = (
         "with coded as (select metric_type from health.metric_types where loinc is not null), told as ("

@@ -29,7 +29,7 @@ from health_pipeline.warehouse.models import ConnectorToken
 
 DAY = dt.date(2026, 11, 10)
 #: Those that offer no call that we could make; the person is told where to go.
-BY_HAND = {"dexcom", "polar_v4", "withings"}
+BY_HAND = {"dexcom", "polar_v4"}
 
 
 @pytest.fixture
@@ -97,6 +97,36 @@ def test_an_expired_token_is_renewed_to_tell_the_provider_and_none_is_logged(
     assert "oauth/token" in caplog.text
     assert "access_token" not in caplog.text
     assert ada.tokens.access_token[20:60] not in caplog.text
+
+
+def test_withings_is_told_by_a_signature_and_not_by_a_token(
+    boxed: Settings,
+    warehouse: Warehouse,
+    vault: Vault,
+    sandbox: RunningSandbox,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """So it is told, too, where the tokens are no good any more. Neither secret nor signature is logged."""
+    withings = get("withings")
+    with warehouse.engine.begin() as connection:
+        user = ensure_user(connection, "ada", "Europe/Berlin")
+    connect_sandbox_person(boxed, warehouse, vault, withings, "ada")
+    caplog.set_level(logging.DEBUG)
+    assert disconnect(warehouse, vault, boxed, withings, user.user_id) is None
+    api: Any = sandbox.app.state.apis["withings"]
+    assert (api.oauth.counts["revoke"], api._nonces) == (1, {})
+    assert "v2/signature" in caplog.text
+    assert "sandbox-secret" not in caplog.text and "signature=" not in caplog.text
+    # A secret that is not theirs any more: the person is told where to go.
+    connect_sandbox_person(boxed, warehouse, vault, withings, "ada")
+    sandbox.app.state.sandbox.settings.clients["sandbox"] = "another secret"
+    try:
+        left = disconnect(warehouse, vault, boxed, withings, user.user_id)
+    finally:
+        sandbox.app.state.sandbox.settings.clients["sandbox"] = "sandbox-secret"
+    assert left is not None and "settings of your Withings account" in left
+    assert api.oauth.counts["revoke"] == 1
+    assert tokens(warehouse) == 0
 
 
 def test_a_provider_that_is_down_does_not_keep_anybody(

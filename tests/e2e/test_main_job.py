@@ -30,7 +30,7 @@ from health_pipeline.providers.registry import get
 from health_pipeline.raw.store import open_store
 from health_pipeline.receiver.app import create_app
 from health_pipeline.receiver.secrets import Secrets
-from health_pipeline.runtime.demo import connect_people
+from health_pipeline.runtime.demo import connect_people, describe_people
 from health_pipeline.runtime.query import QueryError, run_query
 from health_pipeline.runtime.run_job import run_job
 
@@ -47,6 +47,7 @@ TRUTHS = {
 def loaded(house: House) -> House:
     """Everybody connected and a month fetched."""
     connect_people(house.settings, house.warehouse, get("oura"), house.sandbox.url)
+    describe_people(house.warehouse, house.sandbox.url)
     outcome = house.run("sync_oura", DAYS)
     assert outcome.success, outcome.failures
     assert outcome.failed_checks == ()
@@ -98,6 +99,18 @@ def test_every_row_leads_back_to_bytes(loaded: House) -> None:
     assert stored == set(keys)
     # A key outlives its object in a store's logs: it names nobody. ("ada" may well be part of a hash.)
     assert not [key for key in keys for handle in ("ben", "chen", "eli") if handle in key]
+
+
+def test_training_is_measured_by_the_heart(loaded: House) -> None:
+    """Everybody said their sex and year of birth: a run's minutes are Banister's, not a guess by its length."""
+    ways = loaded.rows(
+        "select load_method, count(*), min(banister_trimp), min(heart_rate_share) from health.training_loads "
+        "where workout_count > 0 group by 1"
+    )
+    by_heart = {way: numbers for way, *numbers in ways}
+    days, least, share = by_heart["banister"]
+    assert days > 20 and least > 0 and share >= 0.5
+    assert days > sum(numbers[0] for numbers in by_heart.values()) / 2
 
 
 def test_everybody_has_a_score_and_a_forecast(loaded: House) -> None:

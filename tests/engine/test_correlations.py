@@ -70,6 +70,14 @@ def test_what_follows_two_days_later_is_found_and_said() -> None:
     assert found["sentence"].isna().tolist() == [True, True, False, True]
 
 
+def test_meals_are_held_against_glucose() -> None:
+    eaten, glucose = noise(1, 6), noise(1, 7)
+    found = correlations(people({"carbohydrates": eaten, "glucose": 0.4 * glucose + eaten}))
+    row = found.set_index("lag_days").loc[0]
+    assert (row["first_metric"], row["then_metric"]) == ("carbohydrates", "glucose")
+    assert row["sentence"] == "More carbohydrates are associated with higher glucose on the same day."
+
+
 def test_trends_and_weekdays_in_common_are_no_association() -> None:
     """Both rise over the months and at weekends, and have nothing else to do with each other."""
     days = np.arange(DAYS)

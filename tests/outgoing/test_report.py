@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import shutil
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -157,11 +158,22 @@ def test_a_pdf_needs_a_browser_and_says_so(
 
 
 @pytest.mark.skipif(not any(map(shutil.which, report._BROWSERS)), reason="no Chromium on this machine")
-@pytest.mark.slow
 def test_a_pdf_is_printed_by_the_browser(measured: Warehouse, tmp_path: Path) -> None:
     written = write_report(measured, "ada", tmp_path / "report.pdf")
-    assert written.path.read_bytes().startswith(b"%PDF")
-    assert written.path.stat().st_size > 20_000
+    printed = written.path.read_bytes()
+    assert printed.startswith(b"%PDF") and printed.rstrip().endswith(b"%%EOF")
+    # Everything is there: on paper of A4, and not a page of pictures each.
+    pages = re.findall(rb"/Type /Page\b", printed)
+    assert 2 <= len(pages) <= 5
+    assert set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)) == {(b"594.95996", b"841.91998")}
+    assert len(printed) > 20_000
+
+
+def test_no_picture_s_parts_are_squeezed_out(measured: Warehouse, tmp_path: Path) -> None:
+    """A picture whose parts do not fit is warned of, and drawn cut off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(measured, "ada", tmp_path / "report.html")
 
 
 def test_the_command_refuses_a_period_before_it_opens_anything() -> None:

@@ -94,6 +94,7 @@ class TestValues:
             ("ActiveEnergyBurned", "12", "Cal", ("calories_burned", 12, "kcal")),
             ("ActiveEnergyBurned", "50", "kJ", ("calories_burned", 50, "kJ")),
             ("VO2Max", "41.2", "mL/min·kg", ("vo2_max", 41.2, "mL/(kg.min)")),
+            ("DietaryCarbohydrates", "45", "g", ("carbohydrates", 45, "g")),
             ("StepCount", "12", "count", ("steps", 12, "{steps}")),
             ("BodyMassIndex", "22.5", "count", ("bmi", 22.5, "kg/m2")),
             ("HeartRate", "61", "count/min", ("heart_rate", 61, "/min")),

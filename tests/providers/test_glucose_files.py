@@ -256,6 +256,22 @@ class TestClarity:
         assert json.loads(originals[0])["Glucose Value (mg/dL)"] == "x12"
         assert "Anna" not in "".join(originals) and "8ABC12" not in "".join(originals)
 
+    def test_what_was_eaten_is_a_meal(self) -> None:
+        text = (
+            f"{CLARITY_HEADER}\n"
+            "1,2024-01-05T08:00:00,EGV,,,,G6,112,,,,,400,8ABC12\n"
+            "2,2024-01-05T08:10:00,Carbs,,,,G6,,,45,,,,\n"
+            "3,2024-01-05T12:10:00,Carbs,,,,G6,,,lots,,,,\n"
+            "4,2024-01-05T13:10:00,Carbs,,,,G6,,,,,,,\n"
+        )
+        parsed = parse("dexcom_clarity", text)
+        (meal,) = parsed.tables["meals"].to_pylist()
+        assert (meal["recorded_at"], meal["carbohydrates_g"]) == (utc("2024-01-05T07:10:00"), 45)
+        assert column(parsed, "value") == [112]
+        assert refusals(parsed) == [("unparsable_value", "line 4")]
+        assert parsed.quarantine.column("entity").to_pylist() == ["meals"]
+        assert parsed.skipped == {"carbohydrates": 1}
+
     def test_autumn_hour_by_transmitter_time_though_rows_are_shuffled(self) -> None:
         start = dt.datetime(2024, 10, 26, 23, 0, tzinfo=dt.UTC)
         zone = ZoneInfo("Europe/Berlin")
@@ -291,6 +307,20 @@ class TestLibreView:
             assert parsed.skipped == {"insulin": 1, "note": 1}
             assert refusals(parsed) == [("implausible_time", "line 8")]
             assert "ABC-1" not in str(rows(parsed))
+
+    def test_what_was_eaten_is_a_meal_of_the_file_s_date_order(self) -> None:
+        """Grams of food rows; the one date that shows the order is a reading's."""
+        text = (
+            f"{GERMAN_LIBRE_HEADER}\n"
+            "L,A-1,03-02-2021 10:00,0,99,,,,,,,,,,,,,,\n"
+            "L,A-1,13-02-2021 10:00,0,99,,,,,,,,,,,,,,\n"
+            'L,A-1,03-02-2021 12:00,5,,,,,,"62,5",,,,,,,,,\n'
+            "L,A-1,03-02-2021 13:00,5,,,,,1,,,,,,,,,,\n"
+        )
+        parsed = parse("libreview", text)
+        (meal,) = parsed.tables["meals"].to_pylist()
+        assert (meal["recorded_at"], meal["carbohydrates_g"]) == (utc("2021-02-03T11:00:00"), 62.5)
+        assert (parsed.records_loaded, parsed.skipped) == (3, {"food": 1})
 
     def test_a_doubly_encoded_header_names_its_columns_in_any_order(self) -> None:
         header = "Gerätezeitstempel,Gerät,Glukosewert-Verlauf mmol/L,Aufzeichnungstyp,Notizen"

@@ -49,7 +49,13 @@ def changed(path: Path, *statements: str) -> bytes:
 def test_an_export_is_what_was_recorded() -> None:
     assert recognise(EXPORT[:65536]).name == "health_connect"
     parsed = parse(EXPORT)
-    assert (parsed.quarantine.num_rows, parsed.skipped) == (0, {"other_table": 1})
+    assert (parsed.quarantine.num_rows, parsed.skipped) == (
+        0,
+        {"other_table": 1, "meal_without_carbohydrates": 1},
+    )
+    (meal,) = rows(parsed, "carbohydrates")
+    assert (meal["value"], meal["unit"], meal["device"]) == (72.5, "g", sandbox.PHONE)
+    assert meal["ended_at"] - meal["recorded_at"] == dt.timedelta(minutes=15)
     steps = [row for row in rows(parsed, "steps") if row["device"] == sandbox.WATCH]
     assert [(row["recorded_at"].timestamp(), row["value"]) for row in steps] == list(
         zip(SEEN.minutes.tolist(), SEEN.steps.tolist(), strict=True)

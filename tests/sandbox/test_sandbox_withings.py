@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import hmac
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 from sandbox_client import NOW, shared_folder
 from vendor_spec import load_spec, problems_of
 
+from health_pipeline.sandbox.oauth import TokenError
 from health_pipeline.sandbox.people import person
+from health_pipeline.sandbox.routers.withings import _user_id
 from health_pipeline.sandbox.server import RunningSandbox
 from health_pipeline.sandbox.truth import truth
 
@@ -70,6 +74,41 @@ def post(sandbox: RunningSandbox) -> Iterator[Post]:
             return found["body"]
 
         yield call
+
+
+def test_a_consent_is_revoked_by_a_signed_call_alone(sandbox: RunningSandbox) -> None:
+    """Nonce and signature are checked: of another secret, used twice, or made up, they end nothing."""
+
+    def call(
+        path: str, last: str, value: str, *, secret: str = "sandbox-secret", **form: str
+    ) -> dict[str, Any]:
+        action = "getnonce" if last == "timestamp" else "revoke"
+        text = f"{action},sandbox,{value}".encode()
+        signature = hmac.new(secret.encode(), text, hashlib.sha256).hexdigest()
+        said = {"action": action, "client_id": "sandbox", last: value, "signature": signature, **form}
+        answer = httpx.post(f"{sandbox.url}/withings{path}", data=said, timeout=20)
+        assert answer.status_code == 200
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def nonce() -> str:
+        text: str = call("/v2/signature", "timestamp", "1790812800")["body"]["nonce"]
+        return text
+
+    oauth = sandbox.app.state.apis["withings"].oauth
+    token = oauth.access_token("ada")
+    assert call("/v2/signature", "timestamp", "1790812800", secret="other")["status"] == 277
+    assert call("/v2/signature", "timestamp", "noon")["status"] == 503
+    user = str(_user_id("ada"))
+    shown = nonce()
+    assert call("/v2/oauth2", "nonce", shown, secret="other", userid=user)["status"] == 277
+    assert call("/v2/oauth2", "nonce", shown, userid=user)["status"] == 277
+    assert call("/v2/oauth2", "nonce", "made up", userid=user)["status"] == 277
+    assert call("/v2/oauth2", "nonce", nonce(), userid="1")["status"] == 503
+    assert oauth._read("access", token)["h"] == "ada"
+    assert call("/v2/oauth2", "nonce", nonce(), userid=user) == {"status": 0, "body": {}}
+    with pytest.raises(TokenError, match="revoked"):
+        oauth._read("access", token)
 
 
 def schema_of(spec: dict[str, Any], operation: str) -> dict[str, Any]:

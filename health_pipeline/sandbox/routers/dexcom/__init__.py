@@ -115,7 +115,11 @@ class API(ProviderApi):
 
     def truth(self, handle: str, start: dt.date, end: dt.date) -> list[TrueValue]:
         days = self._records[handle].local_days(start, end, self.sandbox.now().timestamp())
-        return [TrueValue("glucose", date, float(values.mean()), 1e-6) for date, values in days]
+        eaten = self._records[handle].eaten(start, end, self.sandbox.now().timestamp())
+        return [
+            *(TrueValue("glucose", date, float(values.mean()), 1e-6) for date, values in days),
+            *(TrueValue("carbohydrates", date, float(grams), 1e-6) for date, grams in eaten.items()),
+        ]
 
     # Routes
 

@@ -96,6 +96,19 @@ class Records:
                 yield date, value[of_date]
             date += _ONE_DAY
 
+    def eaten(self, start: dt.date, end: dt.date, now: float) -> dict[dt.date, int]:
+        """Grams of carbohydrates that were entered and are told by `now`, by local date from midnight to midnight."""
+        grams: dict[dt.date, int] = {}
+        if self.person.cgm is None:
+            return grams
+        for day in self.life.days(start - _ONE_DAY, end + _ONE_DAY):
+            for _, available_at, record in self.events(day):
+                date = dt.date.fromisoformat(record["displayTime"][:10])
+                kept = record["eventType"] == "carbs" and record["eventStatus"] != "deleted"
+                if kept and available_at <= now and start <= date <= end:
+                    grams[date] = grams.get(date, 0) + int(record["value"])
+        return grams
+
     # Records, each with the instant it is selected by and when it came to be
 
     def egvs(self, day: Day) -> Iterator[tuple[int, int, Record]]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import hmac
+import secrets
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlencode
@@ -76,6 +80,9 @@ _APPLIS = {
     **dict.fromkeys(("50", "51", "52"), "user.sleepevents"),
     "46": "user.info",
 }
+
+#: How long a nonce is good.
+_NONCE_SECONDS = 1800
 
 Form = Mapping[str, str]
 
@@ -175,11 +182,15 @@ class API(ProviderApi):
             ("v2/sleep", "get"): ("user.activity", self._getsleep),
             ("v2/user", "getdevice"): ("user.info", self._getdevice),
         }
+        #: Nonces that were given, and until when each is good.
+        self._nonces: dict[str, float] = {}
+        self.oauth.other_action = self._revoke
 
     def router(self) -> APIRouter:
         router = APIRouter()
         for path in sorted({path for path, _ in self._actions}):
             router.add_api_route(f"/{path}", self._call, methods=["GET", "POST"])
+        router.add_api_route("/v2/signature", self._getnonce, methods=["POST"])
         router.add_api_route("/notify", self._notify, methods=["GET", "POST"])
         return router
 
@@ -338,6 +349,45 @@ class API(ProviderApi):
             return _answer(act(self._documents[grant.handle], form))
         except _ApiError as error:
             return _answer({}, error.status, error.error)
+
+    async def _getnonce(self, request: Request) -> Response:
+        form = dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+        if form.get("action") != "getnonce":
+            return _answer({}, 2554, "Not implemented")
+        if not form.get("timestamp", "").isdigit():
+            return _answer({}, 503, "Invalid params: timestamp")
+        if not self._is_signed(form, "timestamp"):
+            return _answer({}, 277, "Invalid signature")
+        nonce = secrets.token_hex(20)
+        self._nonces[nonce] = monotonic() + _NONCE_SECONDS
+        return _answer({"nonce": nonce})
+
+    def _is_signed(self, form: Form, last: str) -> bool:
+        """By the secret of the client it names, over action, client id and `last`."""
+        secret = self.sandbox.settings.clients.get(form.get("client_id", ""))
+        if secret is None:
+            return False
+        text = ",".join(form.get(name, "") for name in ("action", "client_id", last))
+        good = hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+        return hmac.compare_digest(good, form.get("signature", ""))
+
+    def _revoke(self, form: dict[str, str]) -> Response | None:
+        """Ends a person's consent and notifications; a nonce is spent by being shown."""
+        if form.get("action") != "revoke":
+            return None
+        until = self._nonces.pop(form.get("nonce", ""), 0.0)
+        if not self._is_signed(form, "nonce"):
+            return _answer({}, 277, "Invalid signature")
+        if monotonic() >= until:
+            return _answer({}, 277, "Invalid nonce")
+        handle = next((name for name in self._documents if str(_user_id(name)) == form.get("userid")), None)
+        if handle is None:
+            return _answer({}, 503, "Invalid params: userid")
+        self.oauth.counts["revoke"] += 1
+        self.oauth.revoke_person(handle)
+        for one in [each for each in self.subscribers if each.handle == handle]:
+            self.subscribers.remove(one.subscription_id)
+        return _answer({})
 
     async def _notify(self, request: Request) -> Response:
         """Who is told of a person's data, by `appli`; an address is asked with HEAD before it is taken."""
