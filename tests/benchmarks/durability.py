@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from seaweed import SeaweedServer, weed_binary
 
 from health_pipeline.connections.callback import callback_path
 from health_pipeline.connections.connect import connect_sandbox_person
+from health_pipeline.connections.oauth import ConsentError
 from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import open_vault
 from health_pipeline.providers.base import Window
@@ -129,15 +130,22 @@ class System:
         return False
 
     def _runs(self) -> list[int]:
-        """Processes that the daemon's code server started for runs."""
-        found = []
+        """Processes that the daemon's code server started for runs, or that were forked for them."""
+        commands, parents = {}, {}
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
-                marked = f"DURABILITY={self.home}".encode() in (folder / "environ").read_bytes().split(b"\0")
-                command = (folder / "cmdline").read_bytes()
-                if marked and b"multiprocessing" in command and b"spawn_main" in command:
-                    found.append(int(folder.name))
-        return found
+                if f"DURABILITY={self.home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    commands[int(folder.name)] = (folder / "cmdline").read_bytes()
+                    # After the name, which is in brackets and may have spaces: state, parent.
+                    parents[int(folder.name)] = int(
+                        (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                    )
+        forkers = {pid for pid, command in commands.items() if b"multiprocessing.forkserver" in command}
+        return [
+            pid
+            for pid, command in commands.items()
+            if b"multiprocessing.spawn" in command or (pid in forkers and parents[pid] in forkers)
+        ]
 
     def stop(self) -> None:
         for child in self._children.values():
@@ -150,8 +158,10 @@ class System:
 
 
 @contextlib.contextmanager
-def house(home: Path, *, with_s3: bool) -> Iterator[tuple[System, Warehouse, Settings, RunningSandbox]]:
-    """Postgres, raw store and sandbox, with everybody connected to Terra; nothing of it is running yet."""
+def house(
+    home: Path, *, with_s3: bool, providers: Sequence[str] = ("terra",)
+) -> Iterator[tuple[System, Warehouse, Settings, RunningSandbox]]:
+    """Postgres, raw store and sandbox, with everybody connected; nothing of it is running yet."""
     before = dict(os.environ)
     with contextlib.ExitStack() as stack:
         stack.callback(_restore, before)
@@ -172,8 +182,11 @@ def house(home: Path, *, with_s3: bool) -> Iterator[tuple[System, Warehouse, Set
         with warehouse.engine.begin() as connection:
             for handle in PEOPLE:
                 ensure_user(connection, handle, "Europe/Berlin")
-        for handle in PEOPLE:
-            connect_sandbox_person(settings, warehouse, open_vault(settings), get("terra"), handle)
+        for name in providers:
+            for handle in PEOPLE:
+                # Not everybody has everything.
+                with contextlib.suppress(ConsentError):
+                    connect_sandbox_person(settings, warehouse, open_vault(settings), get(name), handle)
         environment |= prepare(settings, warehouse)
         system = System(home, environment, weed)
         stack.callback(system.stop)
