@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from health_pipeline.warehouse.dbt_project import (
     MANIFEST,
@@ -60,37 +60,50 @@ class DbtThread:
 
         for adapter in FACTORY.adapters.values():
             assert isinstance(adapter, BaseAdapter)
-            list(adapter.cancel_open_connections())  # type: ignore[no-untyped-call]
+            with adapter.connection_named("cancel"):
+                list(adapter.cancel_open_connections())  # type: ignore[no-untyped-call]
 
     def _run(self, arguments: Sequence[str], target: Path) -> None:
         self.returncode = 1
         with self._events:
-            from dbt.cli.main import dbtRunner
+            try:
+                from dbt.cli.main import dbtRunner
 
-            runner = dbtRunner(manifest=parsed_project(), callbacks=[self._write])
-            if runner.invoke([*arguments, *_project_arguments(target)]).success:
-                self.returncode = 0
+                runner = dbtRunner(manifest=parsed_project(), callbacks=[self._tell])
+                done = runner.invoke([*arguments, *_project_arguments(target)])
+                if done.success:
+                    self.returncode = 0
+                elif done.exception is not None:
+                    raise done.exception
+            except Exception as error:
+                self._write({"info": {"level": "error", "name": "Failed", "msg": str(error)}, "data": {}})
 
-    def _write(self, event: EventMsg) -> None:
-        import orjson
+    def _tell(self, event: EventMsg) -> None:
         from dbt_common.events.functions import msg_to_dict
 
         if event.info.level not in ("debug", "test"):
-            # Where nobody reads any more, the work goes on.
-            with self._lock, contextlib.suppress(BrokenPipeError):
-                self._events.write(orjson.dumps(msg_to_dict(event)) + b"\n")
+            self._write(msg_to_dict(event))
+
+    def _write(self, event: dict[str, Any]) -> None:
+        import orjson
+
+        # Where nobody reads any more, the work goes on.
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._events.write(orjson.dumps(event) + b"\n")
 
 
 def parsed_project() -> Manifest:
-    """The project as dbt has it in memory, parsed anew when a file of it changed.
+    """The project as dbt has it in memory for the environment's warehouse, parsed anew when a file of it changed.
 
     Raises RuntimeError with dbt's own words where it does not parse.
     """
-    return _parsed_at(newest_change())
+    # A manifest holds the name of its database.
+    profile = tuple(sorted(item for item in os.environ.items() if item[0].startswith("HEALTH_PIPELINE_DBT_")))
+    return _parsed_at(newest_change(), profile)
 
 
-@lru_cache(maxsize=1)
-def _parsed_at(_changed_at: float) -> Manifest:
+@lru_cache(maxsize=2)
+def _parsed_at(_changed_at: float, _profile: tuple[tuple[str, str], ...]) -> Manifest:
     import shutil
 
     from dbt.cli.main import dbtRunner
