@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, compress
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -210,7 +211,11 @@ def _read_column(records: Sequence[Any], column: Column) -> list[pa.Array]:
     if above:
         values = [None if parent is None else dict.get(parent, leaf) for parent in parents]
     else:
-        values = [dict.get(record, leaf) for record in parents]
+        try:
+            # Twice as fast, where every record has the field.
+            values = list(map(itemgetter(leaf), parents))
+        except KeyError:
+            values = [dict.get(record, leaf) for record in parents]
     arrays = _convert(values, column)
     excused = parents.count(None) if above and not column.always else 0
     if (column.required or column.always) and arrays[0].null_count > excused:
@@ -294,7 +299,9 @@ def _unconvertible(
 
 
 def _unknown(values: Iterable[Any], tree: dict[str, Any], prefix: str) -> set[str]:
-    objects = [value for value in values if isinstance(value, dict)]
+    objects = list(values)
+    if set(map(type, objects)) != {dict}:
+        objects = [value for value in objects if isinstance(value, dict)]
     names: set[str] = set().union(*objects)
     found = {f"{prefix}{_printable(name)}" for name in names - tree.keys()}
     for name, below in tree.items():

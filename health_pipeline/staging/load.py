@@ -1,4 +1,6 @@
-"""Load the raw objects that staging has not seen: read, parse, append through dlt, mark as staged.
+"""Load the raw objects that staging has not seen: read, parse, append, mark as staged.
+
+Small loads, which most are, go through dlt; large ones by COPY as they are parsed.
 
 An object's rows count only once its row in `staged_objects` is there, which is written last. A load that was
 killed leaves rows that nothing reads; the next load of the provider removes them.
@@ -13,7 +15,8 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -51,6 +54,10 @@ if TYPE_CHECKING:
 
 #: A load holds about this many bytes of raw content, which bounds the memory of a backfill of any length.
 _BATCH_BYTES = 64 * 1024 * 1024
+#: Raw content from which a load does not pass through dlt, which would write it to files first.
+_LARGE_BYTES = 4 * 1024 * 1024
+#: Arrow data that is sent at once, while as much again is being made.
+_PORTION_BYTES = 8 * 1024 * 1024
 _LOAD_LOCK = 7_104_114_824
 _ERRORS_SHOWN = 5
 _ANY_DAY = dt.date(1900, 1, 1)
@@ -232,7 +239,7 @@ def _load_batch(
     staged: list[_Staged] = []
     unreadable: list[str] = []
     tables = _tables(store, provider, batch, load_id, on_bytes, staged, unreadable)
-    if provider.parse_stream is not None:
+    if provider.parse_stream is not None or sum(item.size_bytes for item in batch) >= _LARGE_BYTES:
         rows = _append_in_parts(warehouse, provider, tables)
     else:
         chunks: dict[str, list[pa.Table]] = {}
@@ -502,7 +509,7 @@ def _without_nul(table: pa.Table) -> pa.Table:
 
 def _with_provenance(table: pa.Table, schema: pa.Schema, raw_object_id: int, load_id: int) -> pa.Table:
     for name, value in (("_raw_object_id", raw_object_id), ("_load_id", load_id)):
-        table = table.append_column(name, pa.array([value] * table.num_rows, pa.int64()))
+        table = table.append_column(name, pa.repeat(pa.scalar(value, pa.int64()), table.num_rows))
     return table.select(schema.names).cast(schema)
 
 
@@ -536,24 +543,44 @@ def _append_with_dlt(
 def _append_in_parts(
     warehouse: Warehouse, provider: Provider, parts: Iterator[tuple[str, pa.Table]]
 ) -> Mapping[str, int]:
-    """Append tables that come in parts, each by COPY as it comes, in one transaction.
+    """Append tables that come in parts, Arrow by binary COPY, in one transaction; returns how many rows each got.
 
-    dlt would have all of them on the disk first, twice, and takes more memory by itself than a part does.
+    While the server takes one portion the next is read and parsed. dlt would have all of them on the disk first,
+    twice, and takes more memory by itself than a portion does.
     """
-    import pyarrow.csv as csv
+    from adbc_driver_postgresql import dbapi
 
     rows: Counter[str] = Counter()
-    # Whatever is not null is in quotes: an empty text is not a null.
-    options = csv.WriteOptions(include_header=False, quoting_style="all_valid")
-    with warehouse.engine.begin() as connection:
-        cursor = connection.connection.cursor()
+    portion: dict[str, list[pa.Table]] = {}
+    size = 0
+    with ExitStack() as stack, ThreadPoolExecutor(1) as sender:
+        # To connect takes long: ADBC reads the catalogue of types.
+        opened = sender.submit(lambda: stack.enter_context(dbapi.connect(warehouse.libpq_url())))
+        sent: Future[None] | None = None
+
+        def send(portion: dict[str, list[pa.Table]]) -> None:
+            with opened.result().cursor() as cursor:
+                for name, tables in portion.items():
+                    cursor.adbc_ingest(
+                        name,
+                        pa.concat_tables(tables),
+                        mode="append",
+                        db_schema_name=schema_name(provider.name),
+                    )
+
         for name, table in parts:
-            text = io.BytesIO()
-            csv.write_csv(table, text, options)
-            text.seek(0)
-            columns = ", ".join(f'"{column}"' for column in table.schema.names)
-            cursor.copy_expert(f'copy {schema_name(provider.name)}."{name}" ({columns}) from stdin csv', text)
+            portion.setdefault(name, []).append(table)
             rows[name] += table.num_rows
+            size += table.nbytes
+            if size >= _PORTION_BYTES:
+                if sent is not None:
+                    sent.result()
+                sent = sender.submit(send, portion)
+                portion, size = {}, 0
+        if sent is not None:
+            sent.result()
+        send(portion)
+        opened.result().commit()
     return rows
 
 
