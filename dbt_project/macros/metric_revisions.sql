@@ -12,9 +12,9 @@
 
 {#
   Before anything is deleted or upserted. A batch whose rows are all to `keep` has nothing anew, and no versions that
-  differ.
+  differ. `met_revised` is the number of rows that may have been revised of those that were met.
 #}
-{% macro note_revisions(relation, unique_key, existing, merges, has_scope) %}
+{% macro note_revisions(relation, unique_key, existing, merges, has_scope, met_revised) %}
 {%- set revisions = 'health.' ~ config.get('revisions') -%}
 {%- set revised = config.get('revised') -%}
 {% if existing is not none %}
@@ -29,6 +29,7 @@ using pg_temp.batch as batch
 where batch._is_remade and {{ same_values(unique_key) }};
 {% endif %}
 
+{% if met_revised %}
 -- What the batch met is a table of the run's own.
 set local enable_hashjoin = on;
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
@@ -59,6 +60,7 @@ where met.is_revised
 on conflict do nothing;
 
 set local enable_hashjoin = off;
+{% endif %}
 
 {% if has_scope %}
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)

@@ -15,7 +15,7 @@
     applies_objects  true where the table is filled from staged objects (see pending_objects.sql)
     revised          a measured column whose changes are noted in the table `revisions` of schema health (see
                      metric_revisions.sql)
-    versioned        true where the SQL gives `_merge` (see newest_versions.sql), which says how each row meets
+    versioned        true where the SQL gives versions (see newest_versions.sql): `_merge` says how each row meets
                      the one that is there; else the batch's row is the whole truth
     nested           true where the SQL joins few rows to large tables: see join_by_index
     indexes          further indexes: lists of columns, or {columns, where}
@@ -57,8 +57,17 @@
         'create temporary table batch on commit drop as select * from (' ~ sql ~ '\n) as batch'
         ~ (' order by ' ~ unique_key | join(', ') if not versioned)
     ) %}
-    {% set batch = contents_of_batch(versioned, partition_by) %}
-    {% do create_missing_partitions(target_relation, batch.months) %}
+    {% set batch = contents_of_batch(versioned) %}
+    {% if batch.has_versions %}
+        {% do fold_batch(unique_key, columns) %}
+        {% set batch = contents_of_batch(versioned) %}
+    {% endif %}
+    {% set is_dense = false %}
+    {% if partition_by %}
+        {% set spans = spans_of_batch(unique_key, partition_by) %}
+        {% set is_dense = batch.rows > 20 * spans.count %}
+        {% do create_missing_partitions(target_relation, spans.months) %}
+    {% endif %}
 
     {% if existing is not none %}
         {% set has_scope = false %}
@@ -82,15 +91,18 @@
             {% endif %}
         {% endif %}
         {{ join_by_index() }}
+        {% set meets = not partition_by or spans_meet(target_relation, unique_key, partition_by) %}
+        {% if is_dense %}{% do run_query('set local enable_hashjoin = on') %}{% endif %}
         {% do run_query('drop table if exists pg_temp.met') %}
         {% do run_query(
-            meet_rows(target_relation, unique_key, columns, batch.merges, versioned)
-            ~ (' limit 0' if partition_by and not spans_meet(target_relation, unique_key, partition_by))
+            meet_rows(target_relation, unique_key, columns, batch.merges, versioned, partition_by if is_dense)
+            ~ (' limit 0' if not meets)
         ) %}
-        {% set met = run_query('select count(*), count(*) filter (where differs) from pg_temp.met').rows[0] %}
+        {{ join_by_index() }}
+        {% set met = what_was_met() %}
         {% if config.get('revisions') %}
             {% call statement('note_revisions') %}
-                {{ note_revisions(target_relation, unique_key, existing, batch.merges, has_scope) }}
+                {{ note_revisions(target_relation, unique_key, existing, batch.merges, has_scope, met.revised) }}
             {% endcall %}
         {% endif %}
         {% if has_scope %}
@@ -104,7 +116,7 @@
                 {{ upsert_delete(target_relation, unique_key, removed, unique_key, versioned) }}
             {% endcall %}
         {% endif %}
-        {% if changes %}
+        {% if met.moved %}
             {# A row that moves to another local day leaves the old day changed, too. #}
             {% call statement('note_moved') %}
 insert into health.{{ changes }} (user_id, local_date, metric_type)
@@ -116,19 +128,19 @@ where met.moved_from is not null
         {% endif %}
         {{ join_by_hash() }}
     {% else %}
-        {% set met = (0, 0) %}
+        {% set met = {'rows': 0, 'differing': 0} %}
         {% if config.get('revisions') and batch.merges | reject('equalto', 'keep') | list %}
             {% call statement('note_revisions') %}
-                {{ note_revisions(target_relation, unique_key, existing, batch.merges, false) }}
+                {{ note_revisions(target_relation, unique_key, existing, batch.merges, false, 0) }}
             {% endcall %}
         {% endif %}
     {% endif %}
 
-    {% if met[0] == batch.rows and met[1] == 0 %}
+    {% if met.rows == batch.rows and met.differing == 0 %}
         {% call statement('main') %}select 'nothing new'{% endcall %}
     {% else %}
         {% call statement('main') %}
-            {{ upsert_rows(target_relation, unique_key, columns, versioned, met[0] > 0) }}
+            {{ upsert_rows(target_relation, unique_key, columns, versioned, met.rows > 0) }}
         {% endcall %}
     {% endif %}
     {% if changes %}
@@ -145,17 +157,54 @@ where met.moved_from is not null
 {% endmaterialization %}
 
 
-{# What is in the batch: the number of its `rows`, its `merges`, and the `months` of the partitions it needs. #}
-{% macro contents_of_batch(versioned, partition_by) %}
+{# Put one row in the place of the versions of each key that has several. #}
+{% macro fold_batch(unique_key, columns) %}
+    {%- set measured = columns | reject('in', unique_key + ['raw_object_id', 'first_seen_at', 'updated_at']) | list -%}
+    {%- set revised = config.get('revised') -%}
+    {%- set names = batch_columns(unique_key, measured, revised) | join(', ') -%}
+    {% do run_query(
+        'create temporary table folded on commit drop as '
+        ~ folded_versions('pg_temp.batch', unique_key, measured, revised)
+    ) %}
+    {% do run_query('delete from pg_temp.batch where not _is_alone') %}
+    {% do run_query('insert into pg_temp.batch (' ~ names ~ ') select ' ~ names ~ ' from pg_temp.folded') %}
+    {% do run_query('drop table pg_temp.folded') %}
+{% endmacro %}
+
+
+{# What is in the batch: the number of its `rows`, its `merges`, and whether a key has several versions. #}
+{% macro contents_of_batch(versioned) %}
     {% set found = run_query(
-        'select ' ~ ('_merge' if versioned else "'replace'") ~ ', '
-        ~ ("date_trunc('month', " ~ partition_by ~ " at time zone 'UTC')::date" if partition_by else 'null')
-        ~ ', count(*) from pg_temp.batch group by 1, 2 order by 2'
+        ("select _merge, count(*), coalesce(bool_or(not _is_alone), false)" if versioned
+            else "select 'replace', count(*), false")
+        ~ ' from pg_temp.batch group by 1 having count(*) > 0 order by 1'
     ).rows %}
     {% do return({
-        'rows': found | map(attribute=2) | sum,
-        'merges': found | map(attribute=0) | unique | list,
-        'months': found | map(attribute=1) | unique | list if partition_by else [],
+        'rows': found | map(attribute=1) | sum,
+        'merges': found | map(attribute=0) | list,
+        'has_versions': found | map(attribute=2) | select | list | length > 0,
+    }) %}
+{% endmacro %}
+
+
+{#
+  Make `spans`: the days (UTC) that the batch has of each series, which is what remains of the key without time,
+  with the first and last instant. Gives their `count`, and the `months` of the partitions they need.
+#}
+{% macro spans_of_batch(unique_key, partition_by) %}
+    {% set series = unique_key | reject('equalto', partition_by) | join(', ') %}
+    {% do run_query('drop table if exists pg_temp.spans') %}
+    {% do run_query(
+        'create temporary table spans on commit drop as select ' ~ series ~ ', (' ~ partition_by
+        ~ " at time zone 'UTC')::date as day, min(" ~ partition_by ~ ') as first, max(' ~ partition_by
+        ~ ') as last from pg_temp.batch group by ' ~ series ~ ', day'
+    ) %}
+    {% set found = run_query(
+        "select date_trunc('month', day)::date, count(*) from pg_temp.spans group by 1 order by 1"
+    ).rows %}
+    {% do return({
+        'months': found | map(attribute=0) | list,
+        'count': found | map(attribute=1) | sum,
     }) %}
 {% endmacro %}
 
@@ -170,8 +219,8 @@ where met.moved_from is not null
 select exists (
     select
     from (
-        select {{ others | join(', ') }}, min({{ partition_by }}) as first, max({{ partition_by }}) as last
-        from pg_temp.batch
+        select {{ others | join(', ') }}, min(first) as first, max(last) as last
+        from pg_temp.spans
         group by {{ others | join(', ') }}
     ) as batch
     cross join lateral (
@@ -193,9 +242,10 @@ select exists (
     moved_from     its local day, where the batch has another
     is_revised     its followed column may have changed: old_value, and raw_object_id, which brought it
 
-  One look at the table does for everything that follows.
+  One look at the table does for everything that follows. A batch of many rows a day reads its spans (of
+  `spans_of`, a column of time) as a whole, instead of looking for each row in the index.
 #}
-{% macro meet_rows(relation, unique_key, columns, merges, versioned) %}
+{% macro meet_rows(relation, unique_key, columns, merges, versioned, spans_of) %}
 {%- set data = columns | reject('in', unique_key) | list -%}
 {%- set compared = {
     'keep': data | reject('in', ['raw_object_id', 'first_seen_at', 'updated_at']) | list,
@@ -232,8 +282,33 @@ select
         false
     {% endfor %}
     {% if merges | length > 1 %}end{% endif %} as differs
+{% if spans_of %}
+from pg_temp.spans as batch_spans
+cross join lateral (
+    select * from {{ relation }} as target
+    where target.{{ spans_of }} between batch_spans.first and batch_spans.last
+        {% for column in unique_key if column != spans_of -%}
+        and target.{{ column }} = batch_spans.{{ column }}
+        {% endfor %}
+    offset 0
+) as target
+inner join pg_temp.batch as batch on {{ same_values(unique_key) }}
+{% else %}
 from pg_temp.batch as batch
 inner join {{ relation }} as target on {{ same_values(unique_key) }}
+{% endif %}
+{% endmacro %}
+
+
+{# How many rows were met, and of them those that differ, have moved to another day, may have been revised. #}
+{% macro what_was_met() %}
+    {% set found = run_query(
+        'select count(*), count(*) filter (where differs)'
+        ~ (', count(moved_from)' if config.get('changes') else ', 0')
+        ~ (', count(*) filter (where is_revised)' if config.get('revised') else ', 0')
+        ~ ' from pg_temp.met'
+    ).rows[0] %}
+    {% do return({'rows': found[0], 'differing': found[1], 'moved': found[2], 'revised': found[3]}) %}
 {% endmacro %}
 
 

@@ -25,15 +25,4 @@ newest as (
     ) }}
 )
 
-select
-    user_id,
-    source,
-    source_record_id,
-    {% for column in measured -%}
-    {{ column }},
-    {% endfor -%}
-    raw_object_id,
-    first_seen_at,
-    updated_at,
-    _merge
-from newest
+select * from newest

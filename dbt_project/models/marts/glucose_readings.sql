@@ -14,7 +14,7 @@
 -- depends_on: {{ ref('int_glucose_readings_pending') }}
 {%- set measured = [
     'glucose_mg_dl', 'censored', 'trend', 'trend_mg_dl_per_minute', 'source_value', 'source_unit',
-    'offset_minutes', 'offset_source', 'ambiguous_time', 'local_date',
+    'utc_offset_minutes', 'utc_offset_source', 'ambiguous_time', 'local_date',
     'source_record_id',
 ] %}
 with readings as not materialized (
@@ -30,8 +30,8 @@ with readings as not materialized (
         source_device,
         source_value,
         source_unit,
-        offset_minutes,
-        offset_source,
+        offset_minutes as utc_offset_minutes,
+        offset_source as utc_offset_source,
         ambiguous_time,
         local_date,
         source_record_id,
@@ -50,25 +50,4 @@ newest as (
     ) }}
 )
 
-select
-    user_id,
-    recorded_at,
-    glucose_mg_dl,
-    reading_type,
-    censored,
-    trend,
-    trend_mg_dl_per_minute,
-    source,
-    source_device,
-    source_value,
-    source_unit,
-    offset_minutes as utc_offset_minutes,
-    offset_source as utc_offset_source,
-    ambiguous_time,
-    local_date,
-    source_record_id,
-    raw_object_id,
-    first_seen_at,
-    updated_at,
-    _merge
-from newest
+select * from newest

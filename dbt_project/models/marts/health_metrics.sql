@@ -50,26 +50,4 @@ newest as (
     ) }}
 )
 
-select
-    user_id,
-    metric_type,
-    metric_value,
-    metric_unit,
-    source,
-    source_device,
-    recorded_at,
-    ended_at,
-    utc_offset_minutes,
-    utc_offset_source,
-    local_date,
-    source_record_id,
-    metadata,
-    raw_object_id,
-    first_seen_at,
-    updated_at,
-    _merge,
-    _is_remade,
-    _first_value,
-    _first_value_receipt,
-    _revisions
-from newest
+select * from newest
