@@ -57,7 +57,9 @@ _BATCH_BYTES = 64 * 1024 * 1024
 #: Raw content from which a load does not pass through dlt, which would write it to files first.
 _LARGE_BYTES = 4 * 1024 * 1024
 #: Arrow data that is sent at once, while as much again is being made.
-_PORTION_BYTES = 8 * 1024 * 1024
+_PORTION_BYTES = 4 * 1024 * 1024
+#: Rows that are put into Postgres' form together: the server takes them while the next are.
+_SENT_ROWS = 10_000
 _LOAD_LOCK = 7_104_114_824
 _ERRORS_SHOWN = 5
 _ANY_DAY = dt.date(1900, 1, 1)
@@ -563,7 +565,7 @@ def _append_in_parts(
                 for name, tables in portion.items():
                     cursor.adbc_ingest(
                         name,
-                        pa.concat_tables(tables),
+                        pa.concat_tables(tables).to_reader(_SENT_ROWS),
                         mode="append",
                         db_schema_name=schema_name(provider.name),
                     )

@@ -403,6 +403,49 @@ def test_batches_split_a_long_backfill_and_lose_nothing(
     filled.assert_tidy()
 
 
+def test_a_large_load_leaves_the_rows_of_a_small_one(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from health_pipeline.staging import load
+
+    small = filled.stage()
+    whole = filled.tables()
+    drop(filled)
+    monkeypatch.setattr(load, "_append_with_dlt", None)
+    monkeypatch.setattr(load, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(load, "_PORTION_BYTES", 10_000)
+    monkeypatch.setattr(load, "_SENT_ROWS", 7)
+    assert filled.stage() == small
+    assert filled.tables() == whole
+    filled.assert_tidy()
+
+
+def test_a_large_load_that_fails_half_way_leaves_nothing(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from health_pipeline.staging import load
+
+    filled.stage()
+    whole = filled.tables()
+    drop(filled)
+    monkeypatch.setattr(load, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(load, "_PORTION_BYTES", 1)
+    made = load._with_provenance
+    tables = iter(range(5))
+
+    def spoil(table: pa.Table, *rest: Any) -> pa.Table:
+        if next(tables, None) is None:
+            raise OSError("the disk is gone")
+        return made(table, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "_with_provenance", spoil)
+        with pytest.raises(OSError, match="disk"):
+            filled.stage()
+    assert not any(filled.tables().values())
+    filled.stage()
+    assert filled.tables() == whole
+    filled.assert_tidy()
+
+
 def test_no_folder_of_a_load_is_left(filled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
