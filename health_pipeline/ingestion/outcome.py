@@ -122,7 +122,8 @@ def read_outcome(
         refused = list(
             connection.execute(
                 sa.text(
-                    "select entity, reason, location from health.metric_quarantine where raw_object_id = :id "
+                    "select entity, reason, location, original ->> 'error' as error "
+                    "from health.metric_quarantine where raw_object_id = :id "
                     "order by reason, length(location), location"
                 ),
                 {"id": raw_object_id},
@@ -135,6 +136,8 @@ def read_outcome(
         places = summary.refused.setdefault(row.reason, [])
         if row.location not in places[-2:]:
             places.append(row.location)
+        if row.reason == "unreadable_file" and not said.records_loaded:
+            summary.problems.append(f"the file cannot be read: {row.error}")
     samples = 0
     for row in added:
         if row.name != _COUNTED_TWICE and row.is_counted:

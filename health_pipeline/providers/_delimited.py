@@ -30,6 +30,7 @@ _HEADER_LINES = 20
 _DELIMITERS = ",;\t|"
 _NEWLINE, _QUOTE = ord("\n"), ord('"')
 _SMALL_GROUP = 64
+_LONGEST_BLANK = 8
 _LINES_IN_ONE_CELL = 50
 _MAX_WORKBOOK_BYTES = 1 << 29
 _SIGNATURES = {
@@ -150,7 +151,9 @@ def read_table(content: bytes, match: HeaderMatch, kind: str, *, has_header: boo
     starts, ends = _lines(data)
     body = np.arange(header_line + 1 if has_header else 0, len(starts))
     body = body[ends[body] > starts[body]]
-    body = body[[bool(data[s:e].strip()) if e - s < 8 else True for s, e in _pairs(starts[body], ends[body])]]
+    short = np.flatnonzero(ends[body] - starts[body] < _LONGEST_BLANK)
+    is_blank = [not data[s:e].strip() for s, e in _pairs(starts[body[short]], ends[body[short]])]
+    body = np.delete(body, short[is_blank])
     if not body.size:
         raise UnreadableFileError(
             f"the {kind} header is in line {header_line + 1}, but no rows follow it; export a longer period"

@@ -150,7 +150,9 @@ class Candidates:
     date_evidence: Sequence[str] = ()
 
     def take(self, rows: npt.NDArray[np.int64]) -> Candidates:
-        """The candidates of these rows."""
+        """The candidates of these rows, given in their order."""
+        if len(rows) == len(self.line):
+            return self
         indices = pa.array(rows)
         taken = {}
         for name in self.__dataclass_fields__:

@@ -98,6 +98,8 @@ def parse_times(text: pa.Array, *, date_order: str | None = None, evidence: Sequ
     if date_order not in (None, "dmy", "mdy"):
         raise UnreadableFileError(f"date_order is {date_order!r}; it must be dmy or mdy")
     text = strings(text)
+    if (uniform := _uniform_times(text)) is not None:
+        return uniform
     found = pc.extract_regex(text, _TIMESTAMP)
     part = {name.name: found.field(i) for i, name in enumerate(found.type)}
     matched = _flags(pc.is_valid(found))
@@ -127,6 +129,29 @@ def parse_times(text: pa.Array, *, date_order: str | None = None, evidence: Sequ
     _read_offsets(part, kind, offset)
     _read_epochs(text, kind, us)
     return Times(kind, us, offset)
+
+
+def _uniform_times(text: pa.Array) -> Times | None:
+    """A column that is ISO 8601 throughout, of years in range, and all in UTC (`Z`) or all without an offset.
+
+    None for any other: Arrow reads these, which most files have, at a tenth of the cost.
+    """
+    in_utc = _flags(pc.ends_with(text, "Z"))
+    utc = bool(in_utc.all())
+    # Shorter ones, which Arrow takes too, have no minutes.
+    shortest = len("2026-01-31T06:30") + utc
+    if not len(text) or in_utc.any() != utc or pc.min(pc.binary_length(text)).as_py() < shortest:
+        return None
+    try:
+        read = text.cast(pa.timestamp("us", "UTC" if utc else None))
+    except pa.ArrowInvalid:
+        return None
+    years = pc.min_max(pc.year(read)).as_py()
+    if years["min"] < _FIRST_YEAR or years["max"] > _LAST_YEAR:
+        return None
+    kind = np.full(len(text), INSTANT if utc else CIVIL, dtype=np.int8)
+    offset = np.full(len(text), NO_OFFSET, dtype=np.int32)
+    return Times(kind, _ints(read), offset)
 
 
 def localise(
@@ -285,7 +310,13 @@ def _offsets(us: Ints, at: Callable[[dt.datetime], tuple[int, int]]) -> tuple[In
     """`at` of every time. It is called twice for each day, and for each minute only of a day that changes."""
     if not len(us):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    days, of_row = np.unique(us // _DAY, return_inverse=True)
+    # As `np.unique` does, without sorting: there are few days, however many times.
+    day = us // _DAY
+    since_first = day - day.min()
+    has_times = np.zeros(int(since_first.max()) + 1, dtype=np.bool_)
+    has_times[since_first] = True
+    days = np.flatnonzero(has_times) + day.min()
+    of_row = (np.cumsum(has_times) - 1)[since_first]
     ends = [
         (*at(_EPOCH + dt.timedelta(days=int(day))), *at(_EPOCH + dt.timedelta(days=int(day) + 1)))
         for day in days

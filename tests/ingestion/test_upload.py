@@ -175,6 +175,33 @@ def test_a_parser_that_breaks_tells_its_kind_and_no_datum(
     assert_nothing_stored(warehouse, store)
 
 
+def test_a_large_table_is_judged_by_its_ends(
+    warehouse: Warehouse, store: RawStore, ada: UserRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_module, "_WHOLE_BYTES", 2_000)
+    monkeypatch.setattr(upload_module, "_END_BYTES", 400)
+
+    def table(days: list[str]) -> bytes:
+        return "".join(["timestamp,glucose,unit\n", *(f"{day} 08:00,100,mg/dL\n" for day in days)]).encode()
+
+    # The dates of the ends may be of May or December, those between may not.
+    ends = ["05/12/2019", "06/12/2019"] * 10
+    for content in (table([*ends, *["13/12/2019"] * 90, *ends]), table(["2019-12-05"] * 150)):
+        assert upload(warehouse, store, ada, content).receipt.size_bytes == len(content) > 2_000
+    kept = rows(warehouse)
+    assert len(kept) == 2
+    # People stand one after the other in a file.
+    head = TWO_PEOPLE.splitlines()[0] + b"\n"
+    people = [b"%d,4/13/2016,13162\n" % person for person in (1503960366, 1624580081)]
+    for content, said in (
+        (head + people[0] * 100 + people[1] * 100, "participant"),
+        (table(["05/12/2019"] * 150), "--date-order"),
+    ):
+        with pytest.raises(UnreadableFileError, match=said):
+            upload(warehouse, store, ada, content)
+    assert rows(warehouse) == kept
+
+
 TWO_PEOPLE = (
     b"Id,ActivityDate,TotalSteps\n"
     b"1503960366,4/12/2016,13162\n1503960366,4/13/2016,10735\n1624580081,4/12/2016,8163\n"

@@ -14,12 +14,13 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from health_pipeline.providers import dexcom_clarity, glucose_csv, libreview, nightscout, registry
-from health_pipeline.providers._local_time import localise
+from health_pipeline.providers._local_time import localise, parse_times
 from health_pipeline.providers.base import Parsed, RawDocument, UnreadableFileError
 
 SHARED = Path(os.environ.get("HEALTH_PIPELINE_SHARED", Path(__file__).parents[3] / "shared"))
@@ -661,6 +662,35 @@ WRITERS = {
     "csv": ("glucose_csv", as_csv),
     "json": ("glucose_csv", as_json),
 }
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    zone=st.sampled_from(["", "Z"]),
+    columns=st.lists(
+        st.tuples(
+            st.sampled_from([1899, 1900, 2024, 2199, 2200]),
+            st.integers(1, 13),
+            st.integers(1, 31),
+            st.sampled_from(["T", " "]),
+            st.integers(0, 24),
+            st.integers(0, 60),
+            st.sampled_from(["", ":00", ":59", ":60", ":07.5", ":07.123456", ":07.1234567"]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_a_column_of_one_form_is_read_as_any_other(zone: str, columns: list[tuple[object, ...]]) -> None:
+    texts = [
+        f"{year}-{month:02}-{day:02}{mark}{hour:02}:{minute:02}{rest}{zone}"
+        for year, month, day, mark, hour, minute, rest in columns
+    ]
+    # One odd text, and all are read one by one.
+    quick, slow = parse_times(pa.array(texts)), parse_times(pa.array([*texts, "?"]))
+    assert quick.kind.tolist() == slow.kind.tolist()[:-1]
+    assert quick.us.tolist() == slow.us.tolist()[:-1]
+    assert quick.offset.tolist() == slow.offset.tolist()[:-1]
 
 
 @pytest.mark.parametrize("form", WRITERS)
