@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from health_pipeline.defs.plots import plot_agp, plot_forecasts, plot_recovery
+from health_pipeline.defs.plots import plot_agp, plot_components, plot_forecasts, plot_loads, plot_recovery
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
 from health_pipeline.warehouse import engine_tables
@@ -368,9 +368,8 @@ def baselines(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-
 
 @_asset(engine_tables.TRAINING_LOADS, deps=[DAILY_METRICS, HEALTH_METRICS, WORKOUTS])
 def training_loads(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    return dg.MaterializeResult(
-        metadata=_update(platform, engine_tables.TRAINING_LOADS, _compute_training_loads)
-    )
+    counts = _update(platform, engine_tables.TRAINING_LOADS, _compute_training_loads)
+    return dg.MaterializeResult(metadata={**counts, "load": plot_loads(platform.warehouse())})
 
 
 @_asset(
@@ -384,7 +383,9 @@ def training_loads(platform: Platform) -> dg.MaterializeResult:  # type: ignore[
 )
 def recovery_scores(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     counts = _update(platform, engine_tables.RECOVERY_SCORES, _compute_recovery)
-    return dg.MaterializeResult(metadata={**counts, "recovery": plot_recovery(platform.warehouse())})
+    warehouse = platform.warehouse()
+    pictures = {"recovery": plot_recovery(warehouse), "components": plot_components(warehouse)}
+    return dg.MaterializeResult(metadata={**counts, **pictures})
 
 
 @_asset(engine_tables.FORECASTS, deps=[DAILY_METRICS])

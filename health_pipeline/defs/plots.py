@@ -50,6 +50,84 @@ def plot_recovery(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     return _markdown(figure, "Recovery scores of the last 60 days")
 
 
+#: Components of the score, and how each is drawn: told apart without colour.
+_COMPONENTS = {
+    "stress_component": ("stress", "-"),
+    "sleep_component": ("sleep", "--"),
+    "heart_rate_component": ("heart rate", ":"),
+    "load_component": ("load", "-."),
+}
+
+
+def plot_components(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """What the recovery of the last 30 days is made of, for the people with the newest scores."""
+    scores = read_frame(
+        warehouse,
+        f"""
+        with people as (
+            select user_id, max(local_date) as last_day from health.recovery_scores
+            where method = 'calibrated' group by user_id order by last_day desc, user_id limit {_PEOPLE}
+        )
+        select scores.* from health.recovery_scores as scores
+        inner join people using (user_id)
+        where scores.method = 'calibrated' and scores.local_date > people.last_day - 30
+        order by scores.user_id, scores.local_date
+        """,  # noqa: S608
+    )
+    if scores.empty:
+        return dg.MetadataValue.md("No recovery scores yet: they need 14 days of data.")
+    people = list(scores.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        for column, (name, style) in _COMPONENTS.items():
+            axis.plot(rows["local_date"], rows[column], linestyle=style, linewidth=1.2, label=name)
+        axis.set_ylim(0, 100)
+        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("Components of recovery, 0 to 100", fontsize=11)
+    return _markdown(figure, "Components of the recovery scores of the last 30 days")
+
+
+def plot_loads(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """Load a day of the last 60 days with both averages, for the people with the newest loads."""
+    loads = read_frame(
+        warehouse,
+        f"""
+        with people as (
+            select user_id, max(local_date) as last_day from health.training_loads
+            where load is not null group by user_id order by last_day desc, user_id limit {_PEOPLE}
+        )
+        select loads.user_id, loads.local_date, loads.load, loads.acute_load, loads.chronic_load
+        from health.training_loads as loads
+        inner join people using (user_id)
+        where loads.local_date > people.last_day - {_DAYS} and loads.local_date <= people.last_day
+        order by loads.user_id, loads.local_date
+        """,  # noqa: S608
+    )
+    if loads.empty:
+        return dg.MetadataValue.md("No training load yet: nobody has worn anything.")
+    people = list(loads.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        axis.bar(
+            rows["local_date"], rows["load"], width=0.8, color="lightgrey", edgecolor="grey", linewidth=0.4
+        )
+        axis.plot(rows["local_date"], rows["acute_load"], color="black", linewidth=1.5, label="7 days")
+        axis.plot(
+            rows["local_date"],
+            rows["chronic_load"],
+            color="black",
+            linewidth=1.2,
+            linestyle="--",
+            label="42 days",
+        )
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle("Training load a day (bars), its mean of 7 and of 42 days", fontsize=11)
+    return _markdown(figure, "Training loads of the last 60 days")
+
+
 def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     """Forecasts towards a goal (else of resting heart rate): 30 days past, the line, and the 90 % fan."""
     forecasts = read_frame(

@@ -10,7 +10,8 @@ is a trend only where both intervals exclude 0.
 
 What is forecast is the candidate that a back-test on the person's own history favours (see `backtest`), with
 the interval of its own past errors. Without the 101 days this takes, it is the line, with the textbook's
-interval widened as above.
+interval: its part for where the line is widened as above, its part for the value about the line by what a fitted
+line hides of r.
 
 R squared is stored as a description of the fit and is never evidence of a trend: strongly autocorrelated
 values without any trend reach 0.4 as easily as not.
@@ -136,11 +137,14 @@ class _Line:
         return width
 
     def half_width(self, day: float) -> FloatArray:
-        """Half of the widened 90 % interval of a value on `day`."""
-        leverage = 1.0 / np.maximum(self.n, 1) + (day - self.mean_day) ** 2 / self.sxx
-        width: FloatArray = (
-            _t_quantile(self.n, 0.5 + LEVEL / 2) * self.widening * self.residual_sd * np.sqrt(1.0 + leverage)
-        )
+        """Half of the 90 % interval of a value on `day`: where the line is there, widened, and the value about it.
+
+        A line follows likeness, so that residuals are too small: n of them tell of n - 2 (1 + r) / (1 - r).
+        """
+        n, wider = np.maximum(self.n, 1), self.widening**2
+        leverage = 1.0 / n + (day - self.mean_day) ** 2 / self.sxx
+        about = self.residual_sd**2 * (n - 2.0) / np.maximum(n - 2.0 * wider, n / 4.0)
+        width: FloatArray = _t_quantile(self.n, 0.5 + LEVEL / 2) * np.sqrt(about * (1.0 + wider * leverage))
         return width
 
 

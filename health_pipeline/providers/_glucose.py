@@ -280,7 +280,7 @@ def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Pa
         }
     return Parsed(
         tables=tables,
-        quarantine=_quarantine(refused, is_meal, source),
+        quarantine=_quarantine(refused, document.entity, source),
         records_in=source.records_in,
         records_loaded=len(kept),
         skipped={reason: number for reason, number in source.skipped.items() if number},
@@ -290,11 +290,11 @@ def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Pa
 _FIELD_OF_REASON = {"time": "recorded_at", "value": "value", "unit": "unit"}
 
 
-def _quarantine(refused: Objects, is_meal: Flags, source: Source) -> pa.Table:
+def _quarantine(refused: Objects, entity: str, source: Source) -> pa.Table:
     rows = np.flatnonzero(~absent(refused)).tolist()
     return pa.table(
         {
-            "entity": pa.array([(MEALS if is_meal[row] else READINGS).name for row in rows], pa.string()),
+            "entity": pa.repeat(pa.scalar(entity), len(rows)),
             "reason": pa.array([refused[row] for row in rows], pa.string()),
             "field": pa.array(
                 [_FIELD_OF_REASON.get(refused[row].split("_")[-1]) for row in rows], pa.string()

@@ -595,4 +595,5 @@ PROVIDER = Provider(
     parse=parse,
     parse_stream=parse_stream,
     sniff=sniff,
+    parser_version=2,
 )

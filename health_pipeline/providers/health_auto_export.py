@@ -408,4 +408,5 @@ PROVIDER = Provider(
     entities=ENTITIES,
     parse=parse,
     sniff=sniff,
+    parser_version=2,
 )

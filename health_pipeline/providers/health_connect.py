@@ -529,4 +529,5 @@ PROVIDER = Provider(
     parse=parse,
     parse_stream=parse_stream,
     sniff=sniff,
+    parser_version=2,
 )

@@ -170,4 +170,5 @@ PROVIDER = Provider(
     parse=parse,
     sniff=sniff,
     file_options=FILE_OPTIONS,
+    parser_version=2,
 )

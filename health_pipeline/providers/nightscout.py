@@ -1,4 +1,4 @@
-"""Nightscout entries as files: `entries.json`, the v3 envelope, one object a line, and `entries.csv`.
+"""Nightscout as files: `entries` (JSON, the v3 envelope, an object a line, or CSV), carbohydrates of `treatments`.
 
 Nightscout keeps mg/dL whatever it displays. `date` is the instant; offsets come from `utcOffset` or from
 `dateString` where it is not UTC.
@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from health_pipeline.providers._delimited import read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
+    MEAL,
+    MEALS,
     MG_DL,
     READINGS,
     Candidates,
@@ -35,12 +37,26 @@ from health_pipeline.providers.base import Parsed, Provider, RawDocument, Unread
 #: Below this, `sgv` is a code for what is wrong with the sensor.
 _LOWEST_GLUCOSE = 39
 _OFFSET = re.compile(r"([+-])(\d{2}):?(\d{2})$")
-_KEPT_IN_QUARANTINE = ("type", "sgv", "mbg", "glucose", "units", "date", "dateString", "sysTime", "utcOffset")
+_KEPT_IN_QUARANTINE = (
+    "type",
+    "sgv",
+    "mbg",
+    "glucose",
+    "units",
+    "date",
+    "dateString",
+    "sysTime",
+    "utcOffset",
+    "carbs",
+)
+#: Where the value of each kind of object is.
+_VALUES = {"cgm": ("sgv", "glucose"), "strip": ("mbg", "sgv", "glucose"), MEAL: ("carbs",)}
 _CSV_COLUMNS = {"time_text": 0, "time": 1, "value": 2, "trend": 3, "device": 4}
 
 
 def parse(document: RawDocument) -> Parsed:
-    """Sensor (`sgv`) and meter (`mbg`) glucose of Nightscout entries; treatments and profiles are skipped.
+    """Sensor (`sgv`) and meter (`mbg`) glucose of Nightscout entries, and what was eaten; other treatments and
+    profiles are skipped.
 
     UnreadableFileError: empty or binary file, broken JSON, no list of objects in it.
     """
@@ -60,15 +76,15 @@ def parse(document: RawDocument) -> Parsed:
         kept.append(element)
         refused.append(element.refused)
     values = [element.value for element in kept]
-    strips = [_is_strip(value) for value in values]
+    kinds = [_kind(value) for value in values]
     candidates = Candidates(
         line=np.array([element.line for element in kept], dtype=np.int32),
         time=_texts(values, lambda e: _first(e, "date", "dateString", "sysTime", "created_at")),
         value=_texts(
             values,
-            lambda e: _first(e, "mbg", "sgv", "glucose") if _is_strip(e) else _first(e, "sgv", "glucose"),
+            lambda e: _first(e, *_VALUES[_kind(e)]),
         ),
-        reading_type=pa.array(["strip" if strip else "cgm" for strip in strips], pa.string()),
+        reading_type=pa.array(kinds, pa.string()),
         unit=pa.array([_unit(value) for value in values], pa.string()),
         trend=_texts(values, lambda e: _first(e, "direction", "trend")),
         device=_texts(values, lambda e: e.get("device")),
@@ -122,12 +138,12 @@ def _load(
 
 
 def _not_glucose(entry: Mapping[str, Any]) -> str | None:
-    """Why an object of a Nightscout file is not a reading, None if it should be one."""
+    """Why an object of a Nightscout file is neither a reading nor a meal, None if it should be one."""
     kind = entry.get("type")
     if entry.get("isValid") is False:
         return "deleted"
     if "eventType" in entry:
-        return "treatment"
+        return None if entry.get("carbs") not in (None, "", 0) else "treatment"
     if "defaultProfile" in entry or "store" in entry:
         return "profile"
     if kind == "cal":
@@ -137,8 +153,10 @@ def _not_glucose(entry: Mapping[str, Any]) -> str | None:
     return "other_entry"
 
 
-def _is_strip(entry: Mapping[str, Any]) -> bool:
-    return entry.get("type") == "mbg" or ("mbg" in entry and "sgv" not in entry)
+def _kind(entry: Mapping[str, Any]) -> str:
+    if "eventType" in entry:
+        return MEAL
+    return "strip" if entry.get("type") == "mbg" or ("mbg" in entry and "sgv" not in entry) else "cgm"
 
 
 def _first(entry: Mapping[str, Any], *names: str) -> Any:
@@ -219,8 +237,9 @@ PROVIDER = Provider(
     name="nightscout",
     title="Nightscout entries",
     door="upload",
-    entities=(READINGS,),
+    entities=(READINGS, MEALS),
     parse=parse,
     sniff=sniff,
     file_options=FILE_OPTIONS,
+    parser_version=2,
 )

@@ -302,24 +302,25 @@ def _sleep(source: _Source) -> str:
 
 def _load(source: _Source) -> str:
     loads = source.read(
-        "select local_date, load, load_method, acute_load, chronic_load, stress_balance from health.training_loads "
+        "select local_date, load, load_method, banister_trimp, acute_load, chronic_load, stress_balance "
+        "from health.training_loads "
         "where user_id = {user} and local_date between {first} and {last} order by local_date"
     )
     if loads.empty or not (loads["load"] > 0).any():
         return ""
     sessions = int((loads["load"] > 0).sum())
     table = _table(
-        ["Day", "Load", "Found by", "7 days", "42 days", "Balance"],
+        ["Day", "Load", "Found by", "TRIMP", "7 days", "42 days", "Balance"],
         (
             [
                 f"{row['local_date']:%Y-%m-%d}",
                 row["load"],
                 str(row["load_method"] or _UNKNOWN).replace("_", " "),
-                *(row[name] for name in ("acute_load", "chronic_load", "stress_balance")),
+                *(row[name] for name in ("banister_trimp", "acute_load", "chronic_load", "stress_balance")),
             ]
             for _, row in loads.iterrows()
         ),
-        "Training load a day, minutes times effort",
+        "Training load a day, minutes times effort; TRIMP is Banister's, where the heart rate is known",
     )
     return _figure(
         pictures.load(loads, source.first, source.last),

@@ -214,7 +214,10 @@ def _libreview(path: Path) -> Totals:
 
 
 def _nightscout(path: Path) -> Totals:
-    return _glucose([each["sgv"] for each in json.loads(path.read_text()) if "sgv" in each])
+    entries = json.loads(path.read_text())
+    eaten = [each["carbs"] for each in entries if isinstance(each, dict) and each.get("carbs")]
+    found = _glucose([each["sgv"] for each in entries if "sgv" in each])
+    return {**found, "carbohydrates": _sum(eaten)}
 
 
 def _librelinkup(path: Path) -> Totals:

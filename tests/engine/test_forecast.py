@@ -109,9 +109,11 @@ def test_interval_is_the_textbooks_widened_for_autocorrelation() -> None:
     assert 0.3 < r < 0.9
     assert row["autocorrelation"] == pytest.approx(r)
     wider = np.sqrt((1 + r) / (1 - r))
+    # Of a line that follows likeness the residuals are too small.
+    about = sd**2 * (n - 2) / max(n - 2 * wider**2, n / 4)
     for ahead in (7, 14, 30):
         at = np.array([1.0, ahead])
-        half = stats.t.ppf(0.95, n - 2) * sd * wider * np.sqrt(1 + at @ inverse @ at)
+        half = stats.t.ppf(0.95, n - 2) * np.sqrt(about * (1 + wider**2 * (at @ inverse @ at)))
         assert row[f"low_{ahead}d"] == pytest.approx(at @ beta - half)
         assert row[f"high_{ahead}d"] == pytest.approx(at @ beta + half)
     half = stats.t.ppf(0.975, n - 2) * sd * wider * np.sqrt(inverse[1, 1])
@@ -142,7 +144,7 @@ def test_noise_without_a_trend_is_seldom_called_one(rho: float) -> None:
     for ahead in (7, 14, 30):
         actual = future[:, ahead - 1]
         covered = (result[f"low_{ahead}d"] <= actual) & (actual <= result[f"high_{ahead}d"])
-        assert 0.86 < covered.mean() < 0.97
+        assert 0.86 < covered.mean() < 0.94
 
 
 def autocorrelated(rho: float, days: int, users: int, trend: float, seed: int) -> np.ndarray:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import re
 import shutil
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from health_pipeline.cli import main
+from health_pipeline.defs import plots
 from health_pipeline.runtime import report
 from health_pipeline.runtime.report import parse_period, write_report
 from health_pipeline.warehouse.connection import Warehouse
@@ -125,6 +128,22 @@ def test_the_page_needs_nothing_else_and_says_what_it_shows(measured: Warehouse,
     assert "70: slept &lt;b&gt;well&lt;/b&gt;." in page
     assert "for ada." in page and "for ben" not in page
     assert write_report(measured, "ada", tmp_path / "again.html").path.read_text() == page
+
+
+@pytest.mark.parametrize(
+    "plot", [plots.plot_recovery, plots.plot_components, plots.plot_loads, plots.plot_agp]
+)
+def test_an_asset_page_has_its_picture_or_says_why_not(measured: Warehouse, plot: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = plot(measured).value
+    words, image = re.fullmatch(r"!\[(.+)\]\(data:image/png;base64,(.+)\)", shown).groups()  # type: ignore[union-attr]
+    assert len(words) > 20 and "ada" not in words
+    assert base64.b64decode(image).startswith(b"\x89PNG")
+    with measured.engine.begin() as connection:
+        for table in ("recovery_scores", "training_loads", "agp"):
+            connection.exec_driver_sql(f"delete from health.{table}")
+    assert " yet: " in plot(measured).value
 
 
 def test_a_period_is_what_is_shown(measured: Warehouse, tmp_path: Path) -> None:

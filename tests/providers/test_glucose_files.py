@@ -167,9 +167,15 @@ class TestRealFiles:
         assert rows(parsed)[0]["utc_offset_minutes"] == -420
         assert rows(parsed)[0]["utc_offset_source"] == "record"
 
-    def test_nightscout_treatments_are_not_glucose(self) -> None:
-        parsed = parse("nightscout", shared("cgm_nightscout/nightscoutkit_treatments.json"))
-        assert (parsed.records_in, parsed.records_loaded, parsed.skipped) == (729, 0, {"treatment": 729})
+    def test_nightscout_treatments_are_meals_or_nothing(self) -> None:
+        content = shared("cgm_nightscout/nightscoutkit_treatments.json")
+        parsed = parse("nightscout", content)
+        eaten = [each["carbs"] for each in json.loads(content) if each["carbs"]]
+        assert parsed.tables["meals"].column("carbohydrates_g").to_pylist() == eaten
+        assert parsed.tables["readings"].num_rows == 0
+        assert (parsed.records_in, parsed.records_loaded, parsed.skipped) == (729, 41, {"treatment": 688})
+        # Who entered it is nobody's business.
+        assert "Michael" not in str(parsed.tables["meals"].to_pylist())
 
     @pytest.mark.parametrize("folder", ["cgm_hall2018", "cgm_iglu_t2d", "cgm_cgmpy"])
     def test_generic_tables(self, folder: str) -> None:
@@ -270,7 +276,6 @@ class TestClarity:
         assert (meal["recorded_at"], meal["carbohydrates_g"]) == (utc("2024-01-05T07:10:00"), 45)
         assert column(parsed, "value") == [112]
         assert refusals(parsed) == [("unparsable_value", "line 4")]
-        assert parsed.quarantine.column("entity").to_pylist() == ["meals"]
         assert parsed.skipped == {"carbohydrates": 1}
 
     def test_autumn_hour_by_transmitter_time_though_rows_are_shuffled(self) -> None:
