@@ -25,7 +25,7 @@ os.environ["PYTHONPATH"] = str(TESTS.parent)
 from measure import Figure, bench, machine  # noqa: E402
 
 #: Modules with `figures(bench)`.
-GROUPS = ("canonical_rows", "file_rows", "start_times")
+GROUPS = ("canonical_rows", "file_rows", "start_times", "engine_days")
 
 
 def main() -> int:
