@@ -74,28 +74,18 @@ def _update(platform: Platform, table: EngineTable, compute: Compute) -> dict[st
     return counts
 
 
-def _daily(
-    warehouse: "Warehouse", users: tuple[int, ...], metrics: Iterable[str], since: str
-) -> "pd.DataFrame":
-    """`daily` of the engine (see `engine.frames`): users' elected values of some metrics, `since` an SQL date."""
-    return engine_tables.read_frame(
-        warehouse,
-        "select user_id, local_date, metric_type, metric_value as value, source from health.daily_metrics "  # noqa: S608
-        f"where user_id = any({array_literal(users)}) and metric_type = any({text_array(metrics)}) "
-        f"and local_date >= {since}",
-    )
-
-
 def _compute_baselines(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import baselines
 
-    daily = _daily(
+    daily = engine_tables.read_daily(
         warehouse, scope.user_ids, baselines.METRICS, f"date '{scope.start}' - {baselines.WINDOW_DAYS}"
     )
     return baselines.baselines(daily, (scope.start, scope.end))
 
 
 def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    import pandas as pd
+
     from health_pipeline.engine import training_load
 
     users = array_literal(scope.user_ids)
@@ -111,20 +101,30 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
         f"and local_date > date '{scope.start}' - {training_load.UNCOUPLED_DAYS}",
     )
     # Who has no row to continue from starts at the beginning.
-    everybody_continues = len(previous) == len(scope.user_ids)
-    since = f"date '{scope.start}' - 1" if everybody_continues else "date '-infinity'"
+    continue_from = set(previous["user_id"].tolist())
+    new = array_literal(set(scope.user_ids) - continue_from)
+
+    def since(user: str, day: str = f"date '{scope.start}' - 1") -> str:
+        return f"case when {user} = any({new}) then date '-infinity' else {day} end"
+
     workouts = engine_tables.read_frame(
         warehouse,
         f"select {', '.join(training_load.WORKOUT_COLUMNS)} from health.workouts "  # noqa: S608
-        f"where user_id = any({users}) and local_date >= {since}",
+        f"where user_id = any({array_literal(continue_from)}) and local_date >= date '{scope.start}' - 1 "
+        f"or user_id = any({new})",
     )
-    resting = f"{since} - {training_load.MAX_RESTING_AGE_DAYS}" if everybody_continues else since
-    daily = _daily(warehouse, scope.user_ids, training_load.WEAR_METRICS, resting)
     profiles = engine_tables.read_frame(
         warehouse,
         f"select {', '.join(training_load.PROFILE_COLUMNS)} from ops.users "  # noqa: S608
         f"where user_id = any({users}) and (max_heart_rate is not null or birth_year is not null)",
     )
+    daily = engine_tables.read_daily(
+        warehouse, scope.user_ids, training_load.WEAR_METRICS, since("users.user_id")
+    )
+    if len(profiles):
+        first = since("users.user_id", f"date '{scope.start}' - 1 - {training_load.MAX_RESTING_AGE_DAYS}")
+        resting = engine_tables.read_daily(warehouse, profiles["user_id"], ("resting_heart_rate",), first)
+        daily = pd.concat([daily, resting], ignore_index=True)
     heart_rate = engine_tables.read_frame(
         warehouse,
         f"""
@@ -139,7 +139,8 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
                 and samples.metric_type = 'heart_rate'
                 and samples.recorded_at >= workouts.started_at - interval '{training_load.SAMPLE_MINUTES} minutes'
                 and samples.recorded_at < workouts.ended_at
-            where workouts.user_id = any({array_literal(profiles["user_id"])}) and workouts.local_date >= {since}
+            where workouts.user_id = any({array_literal(profiles["user_id"])})
+                and workouts.local_date >= {since("workouts.user_id")}
         ) as samples
         group by user_id, minute, source
         """,  # noqa: S608
@@ -182,7 +183,7 @@ def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         """,  # noqa: S608
     )
     return recovery.recovery_scores(
-        _daily(warehouse, scope.user_ids, recovery.METRICS, first),
+        engine_tables.read_daily(warehouse, scope.user_ids, recovery.METRICS, first),
         results(engine_tables.BASELINES, recovery.BASELINE_COLUMNS, first),
         results(engine_tables.TRAINING_LOADS, recovery.LOAD_COLUMNS, f"{first} - 1"),
         (scope.start, scope.end),
@@ -201,22 +202,13 @@ def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     ranges = engine_tables.read_frame(
         warehouse, "select metric_type, valid_min as low, valid_max as high from health.metric_types"
     )
-    metrics = text_array({*forecast.DEFAULT_METRICS, *goals["metric_type"]})
-    daily = engine_tables.read_frame(
+    daily = engine_tables.read_daily(
         warehouse,
-        f"""
-        select daily.user_id, daily.local_date, daily.metric_type, daily.metric_value as value, daily.source
-        from unnest({users}) as users (user_id)
-        cross join unnest({metrics}) as metrics (metric_type)
-        cross join lateral (
-            select max(local_date) as last_day from health.daily_metrics
-            where user_id = users.user_id and metric_type = metrics.metric_type
-        ) as ends
-        inner join health.daily_metrics as daily
-            on daily.user_id = users.user_id
-            and daily.metric_type = metrics.metric_type
-            and daily.local_date > ends.last_day - {backtest.HISTORY_DAYS}
-        """,  # noqa: S608
+        scope.user_ids,
+        {*forecast.DEFAULT_METRICS, *goals["metric_type"]},
+        f"of_metric.last_day - {backtest.HISTORY_DAYS - 1}",
+        of_metric="select max(local_date) as last_day from health.daily_metrics "
+        "where user_id = users.user_id and metric_type = metrics.metric_type",
     )
     return forecast.forecasts(daily, goals, valid_ranges=ranges)
 
@@ -288,7 +280,7 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     )
     found = alerts.alerts(
         _readings(warehouse, scope.user_ids, f"readings.local_date >= {since}"),
-        _daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
+        engine_tables.read_daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
         baselines,
     )
     return found[(found["local_date"] >= str(first)) | (found["ended_at"] >= str(first))]
@@ -297,21 +289,13 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 def _compute_correlations(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import correlations
 
-    users = array_literal(scope.user_ids)
-    daily = engine_tables.read_frame(
+    daily = engine_tables.read_daily(
         warehouse,
-        f"""
-        select daily.user_id, daily.local_date, daily.metric_type, daily.metric_value as value, daily.source
-        from unnest({users}) as users (user_id)
-        cross join lateral (
-            select max(local_date) as last_day from health.daily_metrics
-            where user_id = users.user_id and metric_type = any({text_array(correlations.METRICS)})
-        ) as ends
-        inner join health.daily_metrics as daily
-            on daily.user_id = users.user_id
-            and daily.metric_type = any({text_array(correlations.METRICS)})
-            and daily.local_date > ends.last_day - {correlations.WINDOW_DAYS}
-        """,  # noqa: S608
+        scope.user_ids,
+        correlations.METRICS,
+        f"of_user.last_day - {correlations.WINDOW_DAYS - 1}",
+        of_user="select max(local_date) as last_day from health.daily_metrics "  # noqa: S608
+        f"where user_id = users.user_id and metric_type = any({text_array(correlations.METRICS)})",
     )
     return correlations.correlations(daily)
 

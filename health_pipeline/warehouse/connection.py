@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from health_pipeline.settings import Settings, load_settings
 from health_pipeline.warehouse.migrate import migrate
 
 if TYPE_CHECKING:
+    from adbc_driver_postgresql.dbapi import Connection
+
     from health_pipeline.warehouse.embedded import EmbeddedPostgres
 
 WAREHOUSE_DATABASE = "health"
@@ -30,10 +34,32 @@ class Warehouse:
     url: sa.URL
     dagster_url: sa.URL
     _server: EmbeddedPostgres | None = None
+    _idle: list[Connection] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, pool_pre_ping=True, pool_size=5, max_overflow=10)
+
+    @contextmanager
+    def arrow(self) -> Iterator[Connection]:
+        """A connection that speaks Arrow, committing each statement; kept for the next who asks, unless it failed.
+
+        Making one reads the whole catalogue of types and columns, which takes longer than most queries.
+        """
+        from adbc_driver_postgresql import dbapi
+
+        connection = self._idle.pop() if self._idle else None
+        if connection is not None and not _answers(connection):
+            connection.close()
+            connection = None
+        if connection is None:
+            connection = dbapi.connect(self.libpq_url(), autocommit=True)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
 
     def libpq_url(self) -> str:
         """URL for clients that speak libpq (ADBC, dlt): no SQLAlchemy driver in the scheme."""
@@ -55,10 +81,25 @@ class Warehouse:
         }
 
     def dispose(self) -> None:
-        """Close the pool and give the embedded server back."""
+        """Close the pools and give the embedded server back."""
+        while self._idle:
+            self._idle.pop().close()
         self.engine.dispose()
         if self._server is not None:
             self._server.release()
+
+
+def _answers(connection: Connection) -> bool:
+    """Whether the server is still there for it."""
+    from adbc_driver_manager import Error
+
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select 1")
+            cursor.fetchone()
+    except Error:
+        return False
+    return True
 
 
 _opened: Warehouse | None = None
