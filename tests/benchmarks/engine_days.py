@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-from canonical_lab import Lab
-from measure import Bench, Figure, settle, stopwatch
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "canonical"), str(TESTS / "benchmarks")]
 
-from health_pipeline.defs import engine
-from health_pipeline.engine import backtest, baselines, forecast, recovery, training_load
-from health_pipeline.engine.frames import FloatArray
-from health_pipeline.warehouse import engine_tables
-from health_pipeline.warehouse.engine_tables import EngineTable
+import numpy as np  # noqa: E402
+import sqlalchemy as sa  # noqa: E402
+from canonical_lab import Lab  # noqa: E402
+from measure import Bench, Figure, peak_megabytes, settle, stopwatch  # noqa: E402
+
+from health_pipeline.defs import engine  # noqa: E402
+from health_pipeline.engine import backtest, baselines, forecast, recovery, training_load  # noqa: E402
+from health_pipeline.engine.frames import FloatArray  # noqa: E402
+from health_pipeline.warehouse import engine_tables  # noqa: E402
+from health_pipeline.warehouse.connection import Warehouse  # noqa: E402
+from health_pipeline.warehouse.engine_tables import EngineTable  # noqa: E402
 
 LAST = dt.date(2026, 11, 20)
 DAYS = backtest.HISTORY_DAYS
@@ -88,17 +97,22 @@ def figures(bench: Bench) -> Iterator[Figure]:
     with bench.lab() as lab:
         bench.say(f"{users:,} people's last {DAYS} days")
         fill(lab, users)
-        ours = run_day(lab, users, 0)
+        bench.say(f"a day of {few:,} of them, and 90")
+        one, small = run_days(lab, few, 0)
+        many, _ = run_days(lab, few, 89)
+        yield Figure(
+            f"engine, 90 days of {few:,} people", "their last day alone", "seconds",
+            sum(many.values()), sum(one.values()), 10, False, _parts(many, one),
+        )  # fmt: skip
+        bench.say("a day of everybody")
+        ours, large = run_days(lab, users, 0)
         theirs = in_memory(users)
         yield Figure(
             f"engine, a day of {users:,} people", "the same arithmetic in NumPy on arrays in memory", "people/s",
             users / sum(ours.values()), users / sum(theirs.values()), 0.3, True, _parts(ours, theirs),
         )  # fmt: skip
-        one = run_day(lab, few, 0)
-        many = run_day(lab, few, 89)
         yield Figure(
-            f"engine, 90 days of {few:,} people", "their last day alone", "seconds",
-            sum(many.values()), sum(one.values()), 10, False, _parts(many, one),
+            f"peak memory of the engine, {users:,} people", f"{few:,} people", "MB", large, small, 1.3, False
         )  # fmt: skip
 
 
@@ -116,24 +130,42 @@ def fill(lab: Lab, users: int) -> None:
     settle(lab, "health.daily_metrics", "health.sleep_sessions", "health.workouts", "health.training_loads")
 
 
-def run_day(lab: Lab, users: int, back: int) -> dict[str, float]:
-    """Seconds by table to compute the first `users` people from `back` days before the last on."""
+def run_days(lab: Lab, users: int, back: int) -> tuple[dict[str, float], float]:
+    """The first `users` people from `back` days before the last on, in a process of its own.
+
+    Seconds by table, without its start, and the megabytes it had at the most.
+    """
     names = ", ".join(f"('{name}')" for name in METRICS)
     lab.execute(_QUEUE.format(last=LAST, back=back, metrics=names, users=users))
     settle(lab, "health._changed_daily", *(f"health.{table.name}" for table in COMPUTE))
-    platform: Any = SimpleNamespace(warehouse=lambda: lab.warehouse)
-    seconds = {}
+    url = lab.warehouse.url.render_as_string(hide_password=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, url], check=True, stdout=subprocess.PIPE, text=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    counts = {name: each["users_computed"] for name, each in found["counts"].items()}
+    if counts != dict.fromkeys(found["seconds"], users):
+        raise RuntimeError(f"not everybody was computed: {counts}")
+    return found["seconds"], found["megabytes"]
+
+
+def _child(url: str) -> None:
+    import scipy.special  # noqa: F401 - a run has imported it for its first table
+
+    warehouse = Warehouse(sa.make_url(url), sa.make_url(url))
+    platform: Any = SimpleNamespace(warehouse=lambda: warehouse)
+    seconds, counts = {}, {}
     for table, compute in COMPUTE.items():
         with stopwatch() as clock:
-            counts = engine._update(platform, table, compute)
+            counts[table.name] = engine._update(platform, table, compute)
         seconds[table.name] = clock()
-        if counts["users_computed"] != users or counts["rows_changed"] == 0:
-            raise RuntimeError(f"{table.name}: {counts}")
-    return seconds
+    print(json.dumps({"seconds": seconds, "counts": counts, "megabytes": peak_megabytes()}))
 
 
 def in_memory(users: int) -> dict[str, float]:
     """Seconds by table for the last day's arithmetic alone, with the numbers laid out as it wants them."""
+    import scipy.special  # noqa: F401 - not while the clock runs
+
     rng = np.random.default_rng(7)
     level = np.array([each for each, _ in METRICS.values()])[:, None]
     spread = np.array([each for _, each in METRICS.values()])[:, None]
@@ -252,3 +284,7 @@ def _forecasts(values: FloatArray) -> Any:
 
 def _parts(ours: dict[str, float], theirs: dict[str, float]) -> str:
     return ", ".join(f"{name} {ours[name]:.2f} s against {theirs[name]:.2f} s" for name in ours)
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1])

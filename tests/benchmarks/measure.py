@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import resource
 import shutil
 import tempfile
 import time
@@ -127,6 +128,15 @@ def build(lab: Lab) -> dict[str, float]:
     if not result.success:
         raise RuntimeError(messages(result))
     return {"all": seconds(), **{each.node.name: each.execution_time for each in result.result}}
+
+
+def peak_megabytes() -> float:
+    """Of this process alone: what `getrusage` says begins with that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def machine() -> dict[str, Any]:
