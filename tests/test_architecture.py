@@ -47,9 +47,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "staging",
         "warehouse",
     },
+    "cli_personal": {"runtime", "warehouse"},
+    "cli_progress": set(),
     "cli_tokens": {"connections", "runtime", "warehouse"},
     "cli_webhooks": {"runtime", "settings", "warehouse"},
-    "cli": {"cli_tokens", "cli_webhooks", "providers", "runtime", "sandbox", "settings", "warehouse"},
+    "cli": {
+        *("cli_personal", "cli_progress", "cli_tokens", "cli_webhooks"),
+        *("providers", "runtime", "sandbox", "settings", "warehouse"),
+    },
 }
 
 
