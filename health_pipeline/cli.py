@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
-from health_pipeline import cli_personal, cli_tokens, cli_webhooks
+from health_pipeline import cli_load, cli_personal, cli_tokens, cli_webhooks
 from health_pipeline.cli_progress import file_bar, say, status_line, windows_bar
 
 if TYPE_CHECKING:
@@ -606,6 +606,7 @@ def _named(given: tuple[str, ...]) -> dict[str, str]:
 
 
 for _command in (
+    cli_load.simulate_load,
     *(cli_personal.alerts, cli_personal.goal, cli_personal.source),
     *(cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks, cli_tokens.token),
 ):

@@ -88,3 +88,21 @@ class status_line:  # noqa: N801 - used like a function
     def __exit__(self, *exception: object) -> None:
         if self._status is not None:
             self._status.__exit__(*exception)
+
+
+@contextmanager
+def count_bar(name: str, unit: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A bar of things done with the time that is left on a terminal; of what is said, lines alone elsewhere."""
+    if not sys.stderr.isatty():
+        yield say, lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None)
+        yield (
+            lambda line: progress.console.print(line, markup=False, highlight=False),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )

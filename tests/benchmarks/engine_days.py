@@ -55,7 +55,6 @@ select user_id, date '{last}' - back, metric_type, level + spread * (user_id % 7
 from ops.users
 cross join (values {metrics}) as metrics (metric_type, level, spread)
 cross join generate_series({first}, {final}, -1) as back
-order by user_id, metric_type, 2
 """
 _NIGHTS = """
 insert into health.sleep_sessions (user_id, source, source_record_id, started_at, ended_at, local_date, is_main_sleep,
