@@ -57,13 +57,14 @@ class Bench:
     folder: Path
     address: ServerAddress
     say: Callable[[str], None]
+    scale: float = 1.0
     _dbt: Dbt = field(init=False)
 
     def __post_init__(self) -> None:
         self._dbt = Dbt(self.folder / "dbt-target")
 
     def size(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
+        return quick if self.quick else max(int(full * self.scale), 1)
 
     @contextmanager
     def lab(self) -> Iterator[Lab]:
@@ -88,11 +89,11 @@ class Bench:
 
 
 @contextmanager
-def bench(quick: bool, say: Callable[[str], None]) -> Iterator[Bench]:
+def bench(quick: bool, say: Callable[[str], None], scale: float = 1.0) -> Iterator[Bench]:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     server = EmbeddedPostgres(folder / "home")
     try:
-        yield Bench(quick, folder, server.acquire(), say)
+        yield Bench(quick, folder, server.acquire(), say, scale)
     finally:
         server.destroy()
         shutil.rmtree(folder, ignore_errors=True)
