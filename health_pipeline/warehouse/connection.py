@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,17 @@ class Warehouse:
     url: sa.URL
     dagster_url: sa.URL
     _server: EmbeddedPostgres | None = None
-    _idle: list[Connection] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, pool_pre_ping=True, pool_size=5, max_overflow=10)
+
+    @cached_property
+    def _idle(self) -> list[Connection]:
+        idle: list[Connection] = []
+        # Also when the process ends: a connection that is left to the interpreter cannot close itself any more.
+        weakref.finalize(self, _close, idle)
+        return idle
 
     @contextmanager
     def arrow(self) -> Iterator[Connection]:
@@ -82,11 +89,15 @@ class Warehouse:
 
     def dispose(self) -> None:
         """Close the pools and give the embedded server back."""
-        while self._idle:
-            self._idle.pop().close()
+        _close(self._idle)
         self.engine.dispose()
         if self._server is not None:
             self._server.release()
+
+
+def _close(idle: list[Connection]) -> None:
+    while idle:
+        idle.pop().close()
 
 
 def _answers(connection: Connection) -> bool:

@@ -273,12 +273,14 @@ def _recovery(
 def _forecasts(values: FloatArray) -> Any:
     """Line, robust line, back-test. The kernels are the engine's own: they are NumPy on arrays in memory."""
     wanted = [position for position, name in enumerate(METRICS) if name in forecast.DEFAULT_METRICS]
-    history = np.ascontiguousarray(values[:, wanted].reshape(-1, DAYS).T)
-    autocorrelation = forecast._autocorrelation(history)
-    line = forecast._fit(history[-backtest.WINDOW_DAYS :], autocorrelation)
-    return forecast._theil_sen(history[-backtest.WINDOW_DAYS :], line), backtest.backtest(
-        history, autocorrelation
-    )
+    found = []
+    for part in np.array_split(values, max(len(values) // 1000, 1)):
+        history = np.ascontiguousarray(part[:, wanted].reshape(-1, DAYS).T)
+        autocorrelation = forecast._autocorrelation(history)
+        window = history[-backtest.WINDOW_DAYS :]
+        found.append(forecast._theil_sen(window, forecast._fit(window, autocorrelation)))
+        backtest.backtest(history, autocorrelation)
+    return found
 
 
 def _parts(ours: dict[str, float], theirs: dict[str, float]) -> str:

@@ -24,7 +24,7 @@ from health_pipeline.warehouse.engine_tables import ensure_engine_tables  # noqa
 DAY = dt.date(2026, 6, 1)
 #: Days of history: `much` is day 700 and more.
 LITTLE, MUCH = 30, 700
-_ROUNDS = 3
+_ROUNDS = 2
 _SHAPE = 3600
 
 _PARTITION = """
