@@ -53,7 +53,7 @@ _FILL = (
 _DAYS = "start=2026-08-23&end=2026-11-20"
 _ROUTES = {
     "a page of 90 days of daily metrics": f"daily?{_DAYS}",
-    "90 days of one metric": f"daily?{_DAYS}&metric=steps",
+    "90 days of one metric": f"daily?{_DAYS}&metric=heart_rate",
     "a page of 90 days of glucose": f"glucose?{_DAYS}",
     "90 nights": f"sleep?{_DAYS}",
     "90 days of workouts": f"workouts?{_DAYS}",
@@ -63,9 +63,9 @@ _ROUTES = {
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    rows, days = bench.size(20_000_000, 400_000), bench.size(1095, 365)
+    rows, days = bench.size(20_000_000, 400_000), 365 if bench.quick else 1095
     people = max(rows // (days * _METRICS), _ASKING)
-    seconds = bench.size(20, 3)
+    seconds = 3 if bench.quick else 20
     with bench.lab() as lab:
         bench.say(f"{days} days of {people} people, {people * days * _METRICS:,} daily values")
         tokens = fill(lab, people, days)
