@@ -104,9 +104,10 @@ select user_id, day, 100, 'duration_intensity', false, 1, true, 90, 100, 150, 0
 from days
 cross join ops.users;
 
-insert into health.recovery_scores (user_id, local_date, method, recovery_score, score_low, score_high, weight_stress,
-    weight_sleep, weight_heart_rate, weight_load, present_weight, baseline_days, explanation)
-select user_id, day, method, 75, 70, 80, 0.25, 0.3, 0.2, 0.25, 1, 60, 'as usual'
+insert into health.recovery_scores (user_id, local_date, method, recovery_score, score_low, score_high, stress_component,
+    sleep_component, heart_rate_component, load_component, weight_stress, weight_sleep, weight_heart_rate, weight_load,
+    present_weight, baseline_days, explanation)
+select user_id, day, method, 75, 70, 80, 75, 80, 70, 75, 0.25, 0.3, 0.2, 0.25, 1, 60, 'as usual'
 from days
 cross join ops.users
 cross join (values ('calibrated'), ('seed')) as methods (method);
