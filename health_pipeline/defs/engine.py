@@ -214,7 +214,10 @@ def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 
 
 def _readings(warehouse: "Warehouse", users: tuple[int, ...], since: str) -> "pd.DataFrame":
-    """`readings` of `engine.glucose`: of each day, those of the source that the day's value is of."""
+    """`readings` of `engine.glucose`: of each day, those of the source that the day's value is of.
+
+    From `since` on, an SQL date that may name ends.last_day, a user's last day of glucose.
+    """
     from health_pipeline.engine import glucose
 
     columns = ", ".join(f"readings.{column}" for column in glucose.READING_COLUMNS)
@@ -222,10 +225,19 @@ def _readings(warehouse: "Warehouse", users: tuple[int, ...], since: str) -> "pd
         warehouse,
         f"""
         select {columns}
-        from health.glucose_readings as readings
-        inner join health.daily_metrics as daily using (user_id, local_date, source)
-        where readings.user_id = any({array_literal(users)}) and readings.reading_type = 'cgm'
-            and daily.metric_type = 'glucose' and {since}
+        from unnest({array_literal(users)}) as users (user_id)
+        cross join lateral (
+            select max(local_date) as last_day from health.daily_metrics
+            where user_id = users.user_id and metric_type = 'glucose'
+        ) as ends
+        inner join health.glucose_readings as readings
+            on readings.user_id = users.user_id and readings.local_date >= {since}
+        inner join health.daily_metrics as daily
+            on daily.user_id = readings.user_id
+            and daily.metric_type = 'glucose'
+            and daily.local_date = readings.local_date
+            and daily.source = readings.source
+        where readings.reading_type = 'cgm'
         """,  # noqa: S608
     )
 
@@ -237,30 +249,22 @@ def _compute_glucose_daily(warehouse: "Warehouse", scope: Scope) -> "pd.DataFram
 
     # An episode of the evening before may go on into the first day; that day compares with the one before it.
     first = scope.start - timedelta(days=1)
-    readings = _readings(
-        warehouse, scope.user_ids, f"readings.local_date >= date '{first - timedelta(days=1)}'"
-    )
+    readings = _readings(warehouse, scope.user_ids, f"date '{first - timedelta(days=1)}'")
     daily = glucose.glucose_daily(readings)
     return daily[daily["local_date"] >= str(first)]
-
-
-_RECENT_GLUCOSE = (
-    "readings.local_date > (select max(last.local_date) from health.daily_metrics as last "
-    "where last.user_id = readings.user_id and last.metric_type = 'glucose') - {days}"
-)
 
 
 def _compute_glucose_periods(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import glucose
 
-    since = _RECENT_GLUCOSE.format(days=max(glucose.PERIODS))
+    since = f"ends.last_day - {max(glucose.PERIODS) - 1}"
     return glucose.glucose_periods(_readings(warehouse, scope.user_ids, since))
 
 
 def _compute_agp(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import glucose
 
-    since = _RECENT_GLUCOSE.format(days=glucose.SUFFICIENT_DAYS)
+    since = f"ends.last_day - {glucose.SUFFICIENT_DAYS - 1}"
     return glucose.agp(_readings(warehouse, scope.user_ids, since))
 
 
@@ -279,7 +283,7 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         f"and metric_type = any({text_array(alerts.OFF_BASELINE)})",
     )
     found = alerts.alerts(
-        _readings(warehouse, scope.user_ids, f"readings.local_date >= {since}"),
+        _readings(warehouse, scope.user_ids, since),
         engine_tables.read_daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
         baselines,
     )
@@ -305,16 +309,20 @@ def _compute_narratives(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 
     users = array_literal(scope.user_ids)
     # The first of the days is compared with the week before it.
-    recent = (
-        f"where user_id = any({users}) and local_date > "  # noqa: S608
-        "(select max(local_date) from health.daily_metrics as last where last.user_id = told.user_id) "
-        f"- {narrative.DAYS + narrative.MEAN_DAYS}"
-    )
+    days = narrative.DAYS + narrative.MEAN_DAYS
 
     def results(table: EngineTable, columns: Iterable[str], also: str = "") -> "pd.DataFrame":
         return engine_tables.read_frame(
             warehouse,
-            f"select {', '.join(columns)} from health.{table.name} as told {recent} {also}",  # noqa: S608
+            f"""
+            select {", ".join(f"told.{column}" for column in columns)}
+            from unnest({users}) as users (user_id)
+            cross join lateral (
+                select max(local_date) as last_day from health.daily_metrics where user_id = users.user_id
+            ) as ends
+            inner join health.{table.name} as told
+                on told.user_id = users.user_id and told.local_date > ends.last_day - {days} {also}
+            """,  # noqa: S608
         )
 
     found = narrative.narratives(

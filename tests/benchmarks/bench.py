@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="NAME")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the figures go")
     arguments = parser.parse_args()
+    # Ended from outside, it still removes what it made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began, before = time.monotonic(), machine()
     figures: list[Figure] = []
     failed = False
