@@ -230,8 +230,11 @@ def _readings(warehouse: "Warehouse", users: tuple[int, ...], since: str) -> "pd
             select max(local_date) as last_day from health.daily_metrics
             where user_id = users.user_id and metric_type = 'glucose'
         ) as ends
-        inner join health.glucose_readings as readings
-            on readings.user_id = users.user_id and readings.local_date >= {since}
+        cross join lateral (
+            select * from health.glucose_readings
+            where glucose_readings.user_id = users.user_id and glucose_readings.local_date >= {since}
+            offset 0 -- each user's by their index, however many the planner expects
+        ) as readings
         inner join health.daily_metrics as daily
             on daily.user_id = readings.user_id
             and daily.metric_type = 'glucose'
