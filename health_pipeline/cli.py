@@ -6,16 +6,14 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import datetime as dt
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
-from health_pipeline import cli_tokens, cli_webhooks
+from health_pipeline import cli_load, cli_personal, cli_tokens, cli_webhooks
+from health_pipeline.cli_progress import file_bar, say, status_line, windows_bar
 
 if TYPE_CHECKING:
     from health_pipeline.providers.base import Window
@@ -47,17 +45,13 @@ def main(debug: bool) -> None:
     """People's health data from every vendor in one warehouse that can be trusted."""
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
 def _open() -> tuple[Settings, Warehouse]:
     from health_pipeline.settings import load_settings
     from health_pipeline.warehouse.connection import open_warehouse
 
     settings = load_settings()
     if settings.database_url is None and not (settings.home_path / "postgres").exists():
-        _say(f"setting up a database in {settings.home} (once)")
+        say(f"setting up a database in {settings.home} (once)")
     return settings, open_warehouse(settings)
 
 
@@ -81,7 +75,7 @@ def demo(all_providers: bool, days: int | None) -> None:
     from health_pipeline.runtime import demo as demos
 
     settings, warehouse = _open()
-    with _status_line("demo") as say:
+    with status_line("demo") as say:
         if all_providers:
             whole = demos.run_all_providers(settings, warehouse, say, days=days or demos.ALL_PROVIDERS_DAYS)
             problems = whole.problems
@@ -94,7 +88,7 @@ def demo(all_providers: bool, days: int | None) -> None:
         _show_demo(report)
     if problems:
         for problem in problems[:20]:
-            _say(f"wrong: {problem}")
+            say(f"wrong: {problem}")
         raise click.ClickException(f"{len(problems)} things are not as they should be")
 
 
@@ -186,7 +180,7 @@ def upload(
         options = {**options, "date_order": date_order}
 
     settings, warehouse = _open()
-    with _file_bar(file.name) as say:
+    with file_bar(file.name) as say:
         summary = upload_file(
             settings, warehouse, file, handle, say, time_zone=time_zone, kind=kind, options=options
         )
@@ -203,10 +197,10 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
     from health_pipeline.runtime.run_job import run_job
 
     settings, warehouse = _open()
-    with _status_line("refresh") as say:
+    with status_line("refresh") as say:
         outcome = run_job("daily_refresh", _window(day, last), settings, warehouse, on_progress=say)
     for check in outcome.failed_checks:
-        _say(f"check failed: {check}")
+        say(f"check failed: {check}")
     if not outcome.success:
         raise click.ClickException("; ".join(outcome.failures) or f"run {outcome.run_id} failed; see the UI")
     click.echo(f"done, run {outcome.run_id}")
@@ -303,7 +297,7 @@ def disconnect(provider: str, handle: str, delete_data: bool, yes: bool) -> None
     settings, warehouse = _open()
     if delete_data and not yes:
         click.confirm(f"Erase all that {provider} ever sent of {handle}, for good?", abort=True)
-    with _status_line("disconnect") as say:
+    with status_line("disconnect") as say:
         ended = end(settings, warehouse, provider, handle, delete_data=delete_data, say=say)
     click.echo(ended.words())
     if ended.problems:
@@ -427,10 +421,10 @@ def _sync(kind: Literal["sync", "backfill"], provider: str, handle: str, window:
     from health_pipeline.runtime.sync import run_sync
 
     settings, warehouse = _open()
-    with _windows_bar(f"{kind} {provider}") as (say, on_windows):
+    with windows_bar(f"{kind} {provider}") as (say, on_windows):
         summary = run_sync(settings, warehouse, kind, provider, handle, window, say, on_windows)
     for note in summary.notes:
-        _say(note)
+        say(note)
     click.echo(summary.words())
     if summary.problems:
         raise click.ClickException("; ".join(summary.problems))
@@ -561,96 +555,6 @@ def report(handle: str, period: str, output: Path) -> None:
     click.echo(write_report(warehouse, handle, output, days=days).words())
 
 
-@main.group()
-def alerts() -> None:
-    """What people should know soon."""
-
-
-@alerts.command("list")
-@click.option("--user", "handle", help="Of this user alone.")
-@click.option("--all", "everything", is_flag=True, help="Acknowledged ones, and those of new sensors, too.")
-def alerts_list(handle: str | None, everything: bool) -> None:
-    """Show the newest alerts that nobody has acknowledged."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from health_pipeline.runtime.alerts import list_alerts
-
-    _, warehouse = _open()
-    shown = Table("user", "day", "alert", "severity", "state", "in words")
-    found = list_alerts(warehouse, handle, everything=everything)
-    for alert in found:
-        shown.add_row(
-            *(alert.handle, str(alert.local_date), alert.kind, alert.severity, alert.state, alert.sentence)
-        )
-    if found:
-        Console(width=None if sys.stdout.isatty() else 180).print(shown)
-    else:
-        click.echo("no open alerts")
-
-
-@alerts.command("ack")
-@click.option("--user", "handle", required=True, help="Whose alerts.")
-@click.option("--kind", help="Of this kind alone.")
-@click.option("--day", type=_DAY, help="Of this local day alone, YYYY-MM-DD.")
-def alerts_ack(handle: str, kind: str | None, day: dt.datetime | None) -> None:
-    """Note that a user's alerts were seen; they are neither shown nor sent any more."""
-    from health_pipeline.runtime.alerts import acknowledge
-
-    _, warehouse = _open()
-    number = acknowledge(warehouse, handle, kind, None if day is None else day.date())
-    click.echo(f"{number} alerts acknowledged")
-
-
-@main.group()
-def goal() -> None:
-    """What a person wants to reach."""
-
-
-@goal.command("set")
-@click.argument("metric")
-@click.argument("target", type=float)
-@click.option("--user", "handle", required=True, help="Whose goal it is.")
-@click.option("--by", type=_DAY, help="By when, YYYY-MM-DD.")
-def goal_set(metric: str, target: float, handle: str, by: dt.datetime | None) -> None:
-    """Set the goal of a metric, in the catalogue's unit. The next run forecasts towards it."""
-    from health_pipeline.runtime.goals import set_goal
-
-    _, warehouse = _open()
-    click.echo(set_goal(warehouse, handle, metric, target, by.date() if by else None))
-
-
-@main.group()
-def source() -> None:
-    """Whose word counts where several devices have the same day."""
-
-
-@source.command("prefer")
-@click.argument("sources", nargs=-1)
-@click.option("--user", "handle", required=True, help="Whose days.")
-@click.option("--metric", default="*", help="For this metric alone; all, if none is named.")
-def source_prefer(sources: tuple[str, ...], handle: str, metric: str) -> None:
-    """Rank a user's sources, best first; none named: the house's ranks (seed source_priorities) count again."""
-    from health_pipeline.runtime.preferences import prefer
-
-    _, warehouse = _open()
-    click.echo(prefer(warehouse, handle, sources, metric))
-
-
-@source.command("list")
-@click.option("--user", "handle", required=True, help="Whose ranks.")
-def source_list(handle: str) -> None:
-    """Show a user's own ranks."""
-    from health_pipeline.runtime.preferences import preferences
-
-    _, warehouse = _open()
-    ranks = preferences(warehouse, handle)
-    for metric, sources in ranks:
-        click.echo(f"{'all metrics' if metric == '*' else metric}: {', then '.join(sources)}")
-    if not ranks:
-        click.echo(f"{handle} has chosen nothing: the house's ranks count (health.source_priorities)")
-
-
 @main.command()
 @click.option("--port", type=int, default=8900, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -692,26 +596,6 @@ def destroy(yes: bool) -> None:
     EmbeddedPostgres(settings.home_path).destroy()
 
 
-@contextmanager
-def _windows_bar(name: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A bar of windows under the steps on a terminal; plain lines where nobody watches."""
-    if not sys.stderr.isatty():
-        yield _say, lambda done, total: _say(f"{name}: {done} of {total} windows")
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=None)
-
-        def say(line: str) -> None:
-            if not line.startswith(" "):  # what a step says of its own progress is in the bar
-                progress.console.print(line, markup=False, highlight=False)
-
-        yield say, lambda done, total: progress.update(task, completed=done, total=total)
-
-
 def _named(given: tuple[str, ...]) -> dict[str, str]:
     """`NAME=VALUE` as a mapping."""
     pairs = [each.partition("=") for each in given]
@@ -721,62 +605,11 @@ def _named(given: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-@contextmanager
-def _file_bar(name: str) -> Iterator[Callable[[str], None]]:
-    """How much of a file has been read, with the present step, on a terminal; plain lines where nobody watches."""
-    if not sys.stderr.isatty():
-        yield _say
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[share]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=None, share="")
-
-        def show(line: str) -> None:
-            if found := re.search(r"\b(\d+) % of the file read", line):
-                share = int(found.group(1))
-                progress.update(task, completed=share, total=100, share=f"{share} %")
-            elif line.startswith(" "):
-                progress.update(task, description=line.strip())
-            else:
-                # The next step, which does not say how far it is.
-                progress.update(task, description=f"{name}: {line}", total=None, share="")
-
-        yield show
-
-
-class _status_line:  # noqa: N801 - used like a function
-    """Progress on the terminal: a spinner with the present step, or plain lines where nobody watches."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._status: Any = None
-
-    def __enter__(self) -> Callable[[str], None]:
-        if not sys.stderr.isatty():
-            return _say
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        self._status = console.status(self._name)
-        self._status.__enter__()
-
-        def show(line: str) -> None:
-            if line.startswith(" "):
-                self._status.update(f"{self._name}: {line.strip()}")
-            else:
-                console.print(line, markup=False, highlight=False)
-
-        return show
-
-    def __exit__(self, *exception: object) -> None:
-        if self._status is not None:
-            self._status.__exit__(*exception)
-
-
-for _command in (cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks, cli_tokens.token):
+for _command in (
+    cli_load.simulate_load,
+    *(cli_personal.alerts, cli_personal.goal, cli_personal.source),
+    *(cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks, cli_tokens.token),
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

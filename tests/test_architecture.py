@@ -43,13 +43,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "providers",
         "raw",
         "receiver",
+        "sandbox",
         "settings",
         "staging",
         "warehouse",
     },
+    "cli_load": {"cli_progress", "providers", "runtime", "sandbox", "settings", "warehouse"},
+    "cli_personal": {"runtime", "warehouse"},
+    "cli_progress": set(),
     "cli_tokens": {"connections", "runtime", "warehouse"},
     "cli_webhooks": {"runtime", "settings", "warehouse"},
-    "cli": {"cli_tokens", "cli_webhooks", "providers", "runtime", "sandbox", "settings", "warehouse"},
+    "cli": {
+        *("cli_load", "cli_personal", "cli_progress", "cli_tokens", "cli_webhooks"),
+        *("providers", "runtime", "sandbox", "settings", "warehouse"),
+    },
 }
 
 

@@ -74,28 +74,18 @@ def _update(platform: Platform, table: EngineTable, compute: Compute) -> dict[st
     return counts
 
 
-def _daily(
-    warehouse: "Warehouse", users: tuple[int, ...], metrics: Iterable[str], since: str
-) -> "pd.DataFrame":
-    """`daily` of the engine (see `engine.frames`): users' elected values of some metrics, `since` an SQL date."""
-    return engine_tables.read_frame(
-        warehouse,
-        "select user_id, local_date, metric_type, metric_value as value, source from health.daily_metrics "  # noqa: S608
-        f"where user_id = any({array_literal(users)}) and metric_type = any({text_array(metrics)}) "
-        f"and local_date >= {since}",
-    )
-
-
 def _compute_baselines(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import baselines
 
-    daily = _daily(
+    daily = engine_tables.read_daily(
         warehouse, scope.user_ids, baselines.METRICS, f"date '{scope.start}' - {baselines.WINDOW_DAYS}"
     )
     return baselines.baselines(daily, (scope.start, scope.end))
 
 
 def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
+    import pandas as pd
+
     from health_pipeline.engine import training_load
 
     users = array_literal(scope.user_ids)
@@ -111,20 +101,30 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
         f"and local_date > date '{scope.start}' - {training_load.UNCOUPLED_DAYS}",
     )
     # Who has no row to continue from starts at the beginning.
-    everybody_continues = len(previous) == len(scope.user_ids)
-    since = f"date '{scope.start}' - 1" if everybody_continues else "date '-infinity'"
+    continue_from = set(previous["user_id"].tolist())
+    new = array_literal(set(scope.user_ids) - continue_from)
+
+    def since(user: str, day: str = f"date '{scope.start}' - 1") -> str:
+        return f"case when {user} = any({new}) then date '-infinity' else {day} end"
+
     workouts = engine_tables.read_frame(
         warehouse,
         f"select {', '.join(training_load.WORKOUT_COLUMNS)} from health.workouts "  # noqa: S608
-        f"where user_id = any({users}) and local_date >= {since}",
+        f"where user_id = any({array_literal(continue_from)}) and local_date >= date '{scope.start}' - 1 "
+        f"or user_id = any({new})",
     )
-    resting = f"{since} - {training_load.MAX_RESTING_AGE_DAYS}" if everybody_continues else since
-    daily = _daily(warehouse, scope.user_ids, training_load.WEAR_METRICS, resting)
     profiles = engine_tables.read_frame(
         warehouse,
         f"select {', '.join(training_load.PROFILE_COLUMNS)} from ops.users "  # noqa: S608
         f"where user_id = any({users}) and (max_heart_rate is not null or birth_year is not null)",
     )
+    daily = engine_tables.read_daily(
+        warehouse, scope.user_ids, training_load.WEAR_METRICS, since("users.user_id")
+    )
+    if len(profiles):
+        first = since("users.user_id", f"date '{scope.start}' - 1 - {training_load.MAX_RESTING_AGE_DAYS}")
+        resting = engine_tables.read_daily(warehouse, profiles["user_id"], ("resting_heart_rate",), first)
+        daily = pd.concat([daily, resting], ignore_index=True)
     heart_rate = engine_tables.read_frame(
         warehouse,
         f"""
@@ -139,7 +139,8 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
                 and samples.metric_type = 'heart_rate'
                 and samples.recorded_at >= workouts.started_at - interval '{training_load.SAMPLE_MINUTES} minutes'
                 and samples.recorded_at < workouts.ended_at
-            where workouts.user_id = any({array_literal(profiles["user_id"])}) and workouts.local_date >= {since}
+            where workouts.user_id = any({array_literal(profiles["user_id"])})
+                and workouts.local_date >= {since("workouts.user_id")}
         ) as samples
         group by user_id, minute, source
         """,  # noqa: S608
@@ -182,7 +183,7 @@ def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         """,  # noqa: S608
     )
     return recovery.recovery_scores(
-        _daily(warehouse, scope.user_ids, recovery.METRICS, first),
+        engine_tables.read_daily(warehouse, scope.user_ids, recovery.METRICS, first),
         results(engine_tables.BASELINES, recovery.BASELINE_COLUMNS, first),
         results(engine_tables.TRAINING_LOADS, recovery.LOAD_COLUMNS, f"{first} - 1"),
         (scope.start, scope.end),
@@ -201,28 +202,22 @@ def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     ranges = engine_tables.read_frame(
         warehouse, "select metric_type, valid_min as low, valid_max as high from health.metric_types"
     )
-    metrics = text_array({*forecast.DEFAULT_METRICS, *goals["metric_type"]})
-    daily = engine_tables.read_frame(
+    daily = engine_tables.read_daily(
         warehouse,
-        f"""
-        select daily.user_id, daily.local_date, daily.metric_type, daily.metric_value as value, daily.source
-        from unnest({users}) as users (user_id)
-        cross join unnest({metrics}) as metrics (metric_type)
-        cross join lateral (
-            select max(local_date) as last_day from health.daily_metrics
-            where user_id = users.user_id and metric_type = metrics.metric_type
-        ) as ends
-        inner join health.daily_metrics as daily
-            on daily.user_id = users.user_id
-            and daily.metric_type = metrics.metric_type
-            and daily.local_date > ends.last_day - {backtest.HISTORY_DAYS}
-        """,  # noqa: S608
+        scope.user_ids,
+        {*forecast.DEFAULT_METRICS, *goals["metric_type"]},
+        f"of_metric.last_day - {backtest.HISTORY_DAYS - 1}",
+        of_metric="select max(local_date) as last_day from health.daily_metrics "
+        "where user_id = users.user_id and metric_type = metrics.metric_type",
     )
     return forecast.forecasts(daily, goals, valid_ranges=ranges)
 
 
 def _readings(warehouse: "Warehouse", users: tuple[int, ...], since: str) -> "pd.DataFrame":
-    """`readings` of `engine.glucose`: of each day, those of the source that the day's value is of."""
+    """`readings` of `engine.glucose`: of each day, those of the source that the day's value is of.
+
+    From `since` on, an SQL date that may name ends.last_day, a user's last day of glucose.
+    """
     from health_pipeline.engine import glucose
 
     columns = ", ".join(f"readings.{column}" for column in glucose.READING_COLUMNS)
@@ -230,10 +225,22 @@ def _readings(warehouse: "Warehouse", users: tuple[int, ...], since: str) -> "pd
         warehouse,
         f"""
         select {columns}
-        from health.glucose_readings as readings
-        inner join health.daily_metrics as daily using (user_id, local_date, source)
-        where readings.user_id = any({array_literal(users)}) and readings.reading_type = 'cgm'
-            and daily.metric_type = 'glucose' and {since}
+        from unnest({array_literal(users)}) as users (user_id)
+        cross join lateral (
+            select max(local_date) as last_day from health.daily_metrics
+            where user_id = users.user_id and metric_type = 'glucose'
+        ) as ends
+        cross join lateral (
+            select * from health.glucose_readings
+            where glucose_readings.user_id = users.user_id and glucose_readings.local_date >= {since}
+            offset 0 -- each user's by their index, however many the planner expects
+        ) as readings
+        inner join health.daily_metrics as daily
+            on daily.user_id = readings.user_id
+            and daily.metric_type = 'glucose'
+            and daily.local_date = readings.local_date
+            and daily.source = readings.source
+        where readings.reading_type = 'cgm'
         """,  # noqa: S608
     )
 
@@ -245,30 +252,22 @@ def _compute_glucose_daily(warehouse: "Warehouse", scope: Scope) -> "pd.DataFram
 
     # An episode of the evening before may go on into the first day; that day compares with the one before it.
     first = scope.start - timedelta(days=1)
-    readings = _readings(
-        warehouse, scope.user_ids, f"readings.local_date >= date '{first - timedelta(days=1)}'"
-    )
+    readings = _readings(warehouse, scope.user_ids, f"date '{first - timedelta(days=1)}'")
     daily = glucose.glucose_daily(readings)
     return daily[daily["local_date"] >= str(first)]
-
-
-_RECENT_GLUCOSE = (
-    "readings.local_date > (select max(last.local_date) from health.daily_metrics as last "
-    "where last.user_id = readings.user_id and last.metric_type = 'glucose') - {days}"
-)
 
 
 def _compute_glucose_periods(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import glucose
 
-    since = _RECENT_GLUCOSE.format(days=max(glucose.PERIODS))
+    since = f"ends.last_day - {max(glucose.PERIODS) - 1}"
     return glucose.glucose_periods(_readings(warehouse, scope.user_ids, since))
 
 
 def _compute_agp(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import glucose
 
-    since = _RECENT_GLUCOSE.format(days=glucose.SUFFICIENT_DAYS)
+    since = f"ends.last_day - {glucose.SUFFICIENT_DAYS - 1}"
     return glucose.agp(_readings(warehouse, scope.user_ids, since))
 
 
@@ -287,8 +286,8 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         f"and metric_type = any({text_array(alerts.OFF_BASELINE)})",
     )
     found = alerts.alerts(
-        _readings(warehouse, scope.user_ids, f"readings.local_date >= {since}"),
-        _daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
+        _readings(warehouse, scope.user_ids, since),
+        engine_tables.read_daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
         baselines,
     )
     return found[(found["local_date"] >= str(first)) | (found["ended_at"] >= str(first))]
@@ -297,21 +296,13 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 def _compute_correlations(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import correlations
 
-    users = array_literal(scope.user_ids)
-    daily = engine_tables.read_frame(
+    daily = engine_tables.read_daily(
         warehouse,
-        f"""
-        select daily.user_id, daily.local_date, daily.metric_type, daily.metric_value as value, daily.source
-        from unnest({users}) as users (user_id)
-        cross join lateral (
-            select max(local_date) as last_day from health.daily_metrics
-            where user_id = users.user_id and metric_type = any({text_array(correlations.METRICS)})
-        ) as ends
-        inner join health.daily_metrics as daily
-            on daily.user_id = users.user_id
-            and daily.metric_type = any({text_array(correlations.METRICS)})
-            and daily.local_date > ends.last_day - {correlations.WINDOW_DAYS}
-        """,  # noqa: S608
+        scope.user_ids,
+        correlations.METRICS,
+        f"of_user.last_day - {correlations.WINDOW_DAYS - 1}",
+        of_user="select max(local_date) as last_day from health.daily_metrics "  # noqa: S608
+        f"where user_id = users.user_id and metric_type = any({text_array(correlations.METRICS)})",
     )
     return correlations.correlations(daily)
 
@@ -321,16 +312,20 @@ def _compute_narratives(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 
     users = array_literal(scope.user_ids)
     # The first of the days is compared with the week before it.
-    recent = (
-        f"where user_id = any({users}) and local_date > "  # noqa: S608
-        "(select max(local_date) from health.daily_metrics as last where last.user_id = told.user_id) "
-        f"- {narrative.DAYS + narrative.MEAN_DAYS}"
-    )
+    days = narrative.DAYS + narrative.MEAN_DAYS
 
     def results(table: EngineTable, columns: Iterable[str], also: str = "") -> "pd.DataFrame":
         return engine_tables.read_frame(
             warehouse,
-            f"select {', '.join(columns)} from health.{table.name} as told {recent} {also}",  # noqa: S608
+            f"""
+            select {", ".join(f"told.{column}" for column in columns)}
+            from unnest({users}) as users (user_id)
+            cross join lateral (
+                select max(local_date) as last_day from health.daily_metrics where user_id = users.user_id
+            ) as ends
+            inner join health.{table.name} as told
+                on told.user_id = users.user_id and told.local_date > ends.last_day - {days} {also}
+            """,  # noqa: S608
         )
 
     found = narrative.narratives(

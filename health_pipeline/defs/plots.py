@@ -26,8 +26,15 @@ def plot_recovery(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         warehouse,
         f"""
         with people as (
-            select user_id, max(local_date) as last_day from health.recovery_scores
-            where method = 'calibrated' group by user_id order by last_day desc, user_id limit {_PEOPLE}
+            -- One look at the index a person, not at all there ever was.
+            select users.user_id, newest.last_day
+            from ops.users
+            cross join lateral (
+                select local_date as last_day from health.recovery_scores
+                where recovery_scores.user_id = users.user_id and method = 'calibrated'
+                order by local_date desc limit 1
+            ) as newest
+            order by newest.last_day desc, users.user_id limit {_PEOPLE}
         )
         select scores.user_id, scores.local_date, scores.recovery_score, scores.score_low, scores.score_high
         from health.recovery_scores as scores

@@ -16,7 +16,7 @@ square of the errors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,10 @@ CANDIDATES = ("mean_30", "mean_7", "last_value", "damped_trend", "ols", "theil_s
 #: The future is like the past: where one of these wins there is no trend worth using.
 FLAT = ("mean_30", "mean_7", "last_value")
 _NAIVE, _DRIFT = CANDIDATES.index("last_value"), CANDIDATES.index("drift")
-_COLUMNS_AT_ONCE = 8_192
+#: So many series are tested at once, whose windows are some tens of megabytes,
+_SERIES_AT_ONCE = 256
+#: and so many windows' slopes are laid out, which a core's own cache holds.
+_WINDOWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,9 @@ class Backtest:
     coverage: FloatArray
 
 
-def total(rows: int, columns: int, each: Callable[[int], Any]) -> FloatArray:
+def total(rows: int, shape: int | tuple[int, ...], each: Callable[[int], Any]) -> FloatArray:
     """Sum over rows, one after the other: a column's sum does not depend on how many stand beside it."""
-    result = np.zeros(columns)
+    result = np.zeros(shape)
     for row in range(rows):
         result += each(row)
     return result
@@ -87,10 +90,34 @@ def median_of_sorted(ordered: FloatArray) -> FloatArray:
 
 
 def theil_sen(windows: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Median slope of each window, and the level of its line on the last day (Sen 1968)."""
-    slope = median_of_sorted(pairwise_slopes(windows))
-    back = np.arange(len(windows) - 1.0, -1.0, -1.0)[:, None]
-    return slope, median_of_sorted(np.sort(windows + slope * back, axis=0))
+    """Median slope of each window, and the level of its line on the last day (Sen 1968); NaN under two values."""
+    days, columns = windows.shape
+    earlier, later = np.triu_indices(days, 1)
+    apart = (later - earlier).astype(np.float64)
+    back = np.arange(days - 1.0, -1.0, -1.0)
+    slope, level = np.full(columns, np.nan), np.full(columns, np.nan)
+    count = (~np.isnan(windows)).sum(axis=0)
+    # The median is at the same place in all windows of as many values: nothing has to be sorted to find it.
+    for n in np.unique(count[count > 1]).tolist():
+        of = np.flatnonzero(count == n)
+        for part in range(0, len(of), _WINDOWS_AT_ONCE):
+            chosen = of[part : part + _WINDOWS_AT_ONCE]
+            values = np.ascontiguousarray(windows[:, chosen].T)
+            slopes = np.take(values, later, axis=1)
+            slopes -= np.take(values, earlier, axis=1)
+            slopes /= apart
+            slope[chosen] = _middle(slopes, n * (n - 1) // 2)
+            values += slope[chosen, None] * back
+            level[chosen] = _middle(values, n)
+    return slope, level
+
+
+def _middle(rows: FloatArray, n: int) -> FloatArray:
+    """Median of each row, which has `n` values and otherwise NaN. Reorders `rows`."""
+    low, high = (n - 1) // 2, n // 2
+    rows.partition((low, high) if low < high else low, axis=1)
+    middle: FloatArray = 0.5 * (rows[:, low] + rows[:, high])
+    return middle
 
 
 def candidate_forecasts(windows: FloatArray) -> FloatArray:
@@ -103,9 +130,9 @@ def candidate_forecasts(windows: FloatArray) -> FloatArray:
     n = here.sum(axis=0)
     result = np.full((len(CANDIDATES), len(HORIZONS), columns), np.nan)
     usable = np.flatnonzero(n >= MIN_DAYS)
-    for part in range(0, len(usable), _COLUMNS_AT_ONCE):
-        chosen = usable[part : part + _COLUMNS_AT_ONCE]
-        result[:, :, chosen] = _forecasts(windows[:, chosen], here[:, chosen], n[chosen], days)
+    if len(usable) == columns:
+        return _forecasts(windows, here, n, days)
+    result[:, :, usable] = _forecasts(windows[:, usable], here[:, usable], n[usable], days)
     return result
 
 
@@ -150,6 +177,17 @@ def backtest(history: FloatArray, autocorrelation: FloatArray) -> Backtest:
     """Back-test of each series. `history` is days x series, oldest first, NaN where there is no value;
     `autocorrelation` is the lag-1 autocorrelation of each.
     """
+    parts = [
+        _backtest(
+            history[:, start : start + _SERIES_AT_ONCE], autocorrelation[start : start + _SERIES_AT_ONCE]
+        )
+        for start in range(0, max(history.shape[1], 1), _SERIES_AT_ONCE)
+    ]
+    columns = ([getattr(part, each.name) for part in parts] for each in fields(Backtest))
+    return Backtest(*(np.concatenate(each, axis=-1) for each in columns))
+
+
+def _backtest(history: FloatArray, autocorrelation: FloatArray) -> Backtest:
     days, series = history.shape
     origins = max(days - WINDOW_DAYS + 1, 0)
     windows = np.lib.stride_tricks.sliding_window_view(history, WINDOW_DAYS, axis=0)
@@ -164,13 +202,9 @@ def backtest(history: FloatArray, autocorrelation: FloatArray) -> Backtest:
         error[:, position, :known] = actual[None] - said[:, position, :known]
     size = np.abs(error)
     n = (~np.isnan(size[0])).sum(axis=1).astype(np.int64)
-    mae = np.full((len(CANDIDATES), len(HORIZONS), series), np.nan)
-    for candidate in range(len(CANDIDATES)):
-        for position in range(len(HORIZONS)):
-            summed = np.zeros(series)
-            for origin in range(origins):
-                summed += np.nan_to_num(size[candidate, position, origin])
-            mae[candidate, position] = summed / np.where(n[position] > 0, n[position], np.nan)
+    known_size = np.nan_to_num(size)
+    mae = total(origins, (*size.shape[:2], series), lambda origin: known_size[:, :, origin])
+    mae /= np.where(n > 0, n, np.nan)
 
     tested = (n >= MIN_ORIGINS).all(axis=0)
     naive = mae[_NAIVE]
@@ -210,9 +244,8 @@ def _half_width(size: FloatArray, effective: FloatArray) -> FloatArray:
     rank = LEVEL * (1.0 + 1.0 / np.maximum(effective, 1.0)) * n
     position = np.clip(np.ceil(rank) - 1, 0, np.maximum(n - 1, 0)).astype(np.int64)
     quantile = np.take_along_axis(ordered, position[:, None], axis=1)[:, 0]
-    squares = np.zeros(n.shape)
-    for origin in range(size.shape[1]):
-        squares += np.nan_to_num(size[:, origin]) ** 2
+    square = np.nan_to_num(size) ** 2
+    squares = total(size.shape[1], n.shape, lambda origin: square[:, origin])
     spread = np.sqrt(squares / np.maximum(n, 1))
     by_t = np.asarray(stdtrit(np.maximum(effective, 1.0), 0.5 + LEVEL / 2)) * spread
     half: FloatArray = np.where(effective >= MIN_EFFECTIVE, quantile, by_t)

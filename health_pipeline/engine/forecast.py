@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,10 @@ class _Line:
     autocorrelation: FloatArray
     #: Value minus line, days x series.
     residual: FloatArray
+
+    def take(self, series: IntArray) -> _Line:
+        """The lines of some series."""
+        return _Line(*(getattr(self, each.name)[..., series] for each in fields(self)))
 
     @property
     def widening(self) -> FloatArray:
@@ -463,7 +467,9 @@ def _projection(
 
     current = np.where(np.isnan(recent), line.level, recent)
     right_way = np.sign(line.slope) == np.sign(target - current)
-    steps = _days_to_target(line, target)
+    steps = np.full((3, len(names)), np.nan)
+    asked = np.flatnonzero(~np.isnan(target) & (line.n >= MIN_DAYS))
+    steps[:, asked] = _days_to_target(line.take(asked), target[asked])
     limit = np.minimum(MAX_DATE_OF_HISTORY * (WINDOW_DAYS - line.first), MAX_DATE_DAYS)
 
     reason = np.select(
@@ -501,12 +507,13 @@ def _days_to_target(line: _Line, target: FloatArray) -> FloatArray:
     never arrives.
     """
     point = np.arange(1.0, _PATHS + 1.0)[:, None]
-    freedom = np.where(line.n >= MIN_DAYS, line.n, MIN_DAYS)
+    lengths, which = np.unique(line.n, return_inverse=True)
     draws: list[FloatArray] = [
-        _t_quantile(freedom, (0.5 + step * point) % 1.0) for step in (0.7548776662466927, 0.5698402909980532)
+        _t_quantile(lengths, (0.5 + step * point) % 1.0)[:, which]
+        for step in (0.7548776662466927, 0.5698402909980532)
     ]
     spread = line.widening * line.residual_sd
-    mean = line.level + line.slope * line.mean_day + draws[0] * spread / np.sqrt(np.maximum(line.n, 1))
+    mean = line.level + line.slope * line.mean_day + draws[0] * spread / np.sqrt(line.n)
     slope = line.slope + draws[1] * spread / np.sqrt(line.sxx)
     with np.errstate(divide="ignore", invalid="ignore"):
         arrival = line.mean_day + (target - mean) / slope

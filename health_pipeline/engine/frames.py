@@ -121,7 +121,7 @@ def tidy_daily(daily: pd.DataFrame, metrics: Iterable[str]) -> DailyRows:
     metric = metric[keep]
     user = user_ids(chosen, "daily")
     day = day_numbers(chosen, "daily")
-    sources = pd.Categorical(chosen["source"])
+    sources = _sorted_categories(chosen["source"])
     if (sources.codes < 0).any():
         raise ValueError(f"daily.source is null in {int((sources.codes < 0).sum())} rows")
     order = lexical_order(user, metric, day)
@@ -147,6 +147,14 @@ def tidy_daily(daily: pd.DataFrame, metrics: Iterable[str]) -> DailyRows:
             f"({', '.join(named)}); elect one source a day first"
         )
     return rows.take(~again) if again.any() else rows
+
+
+def _sorted_categories(words: pd.Series) -> pd.Categorical:
+    """The words as positions among those that there are, sorted by name."""
+    if isinstance(words.dtype, pd.CategoricalDtype):
+        used = words.cat.remove_unused_categories().cat
+        return pd.Categorical(used.set_categories(sorted(used.categories)))
+    return pd.Categorical(words)
 
 
 def lexical_order(*keys: IntArray) -> IntArray:
@@ -184,6 +192,9 @@ def starts(*keys: IntArray) -> BoolArray:
 def positions(words: pd.Series, names: Sequence[str]) -> IntArray:
     """Where each word stands in `names`, -1 for others and null. The reverse of `names_of`."""
     known = pd.Index(list(names), dtype=object)
+    if isinstance(words.dtype, pd.CategoricalDtype):
+        places = known.get_indexer(pd.Index(words.cat.categories, dtype=object)).astype(np.int64)
+        return np.append(places, -1)[words.cat.codes.to_numpy()]
     return known.get_indexer(pd.Index(words, dtype=object)).astype(np.int64)
 
 

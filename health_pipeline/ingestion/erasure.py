@@ -52,7 +52,7 @@ def erase_source(warehouse: Warehouse, store: RawStore, provider: Provider, user
             store.delete(key)
         ids = [row.raw_object_id for row in objects]
         with warehouse.engine.begin() as connection:
-            staged = _delete_staged(connection, provider, ids)
+            staged = delete_staged(connection, provider, ids)
             derived = delete_derived(connection, user_id, provider.name)
             for statement in (
                 "delete from ops.webhook_events where account_id in (select account_id from ops.provider_accounts "
@@ -148,7 +148,8 @@ def _columns(connection: sa.Connection) -> dict[str, set[str]]:
     return {row.relname: set(row.columns) for row in rows}
 
 
-def _delete_staged(connection: sa.Connection, provider: Provider, ids: list[int]) -> int:
+def delete_staged(connection: sa.Connection, provider: Provider, ids: list[int]) -> int:
+    """Delete what was staged of a provider's raw objects. Returns the number of rows."""
     schema = schema_name(provider.name)
     if connection.execute(sa.text("select to_regnamespace(:name)"), {"name": schema}).scalar() is None:
         return 0

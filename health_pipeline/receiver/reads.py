@@ -83,8 +83,10 @@ _GLUCOSE = _Question(
         ("reading_type", str),
         ("source_device", str),
     ),
-    # Local days lie within a day of UTC's, and the key is in UTC.
-    f"{_IN_DAYS} and recorded_at >= cast(:start as date) - 1 and recorded_at < cast(:end as date) + 2",
+    # Local days lie within a day of UTC's, and the key is in UTC. As instants, of which the planner knows how many
+    # there are: it then walks along the key and stops where the page is full.
+    f"{_IN_DAYS} and recorded_at >= cast(cast(:start as date) - 1 as timestamp) at time zone 'UTC' "
+    "and recorded_at < cast(cast(:end as date) + 2 as timestamp) at time zone 'UTC'",
 )
 _OF_DOCUMENTS = (("local_date", dt.date.fromisoformat), ("source", str), ("source_record_id", str))
 _SLEEP = _Question("sleep", "health.sleep_sessions", answers.Sleep, _OF_DOCUMENTS, _IN_DAYS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,6 +16,8 @@ from health_pipeline.settings import Settings, load_settings
 from health_pipeline.warehouse.migrate import migrate
 
 if TYPE_CHECKING:
+    from adbc_driver_postgresql.dbapi import Connection
+
     from health_pipeline.warehouse.embedded import EmbeddedPostgres
 
 WAREHOUSE_DATABASE = "health"
@@ -35,6 +40,34 @@ class Warehouse:
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, pool_pre_ping=True, pool_size=5, max_overflow=10)
 
+    @cached_property
+    def _idle(self) -> list[Connection]:
+        idle: list[Connection] = []
+        # Also when the process ends: a connection that is left to the interpreter cannot close itself any more.
+        weakref.finalize(self, _close, idle)
+        return idle
+
+    @contextmanager
+    def arrow(self) -> Iterator[Connection]:
+        """A connection that speaks Arrow, committing each statement; kept for the next who asks, unless it failed.
+
+        Making one reads the whole catalogue of types and columns, which takes longer than most queries.
+        """
+        from adbc_driver_postgresql import dbapi
+
+        connection = self._idle.pop() if self._idle else None
+        if connection is not None and not _answers(connection):
+            connection.close()
+            connection = None
+        if connection is None:
+            connection = dbapi.connect(self.libpq_url(), autocommit=True)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
     def libpq_url(self) -> str:
         """URL for clients that speak libpq (ADBC, dlt): no SQLAlchemy driver in the scheme."""
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -55,10 +88,29 @@ class Warehouse:
         }
 
     def dispose(self) -> None:
-        """Close the pool and give the embedded server back."""
+        """Close the pools and give the embedded server back."""
+        _close(self._idle)
         self.engine.dispose()
         if self._server is not None:
             self._server.release()
+
+
+def _close(idle: list[Connection]) -> None:
+    while idle:
+        idle.pop().close()
+
+
+def _answers(connection: Connection) -> bool:
+    """Whether the server is still there for it."""
+    from adbc_driver_manager import Error
+
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select 1")
+            cursor.fetchone()
+    except Error:
+        return False
+    return True
 
 
 _opened: Warehouse | None = None

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from health_pipeline.warehouse.connection import Warehouse
 
 SCHEMA = "health"
+#: The longest that any table looks back.
+_HISTORY_DAYS = 180
+#: Of tables that look at readings instead of days.
+_READING_USER_DAYS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class EngineTable:
     columns: tuple[Column, ...]
     #: The metrics whose changed days concern it; none given, all do.
     metrics: tuple[str, ...] = ()
+    #: How many days, of all its users together, are computed at once: what memory has to hold.
+    user_days_at_once: int = 250_000
 
     @property
     def names(self) -> list[str]:
@@ -260,6 +267,7 @@ GLUCOSE_DAILY = EngineTable(
         *_GLUCOSE_STATISTICS,
     ),
     metrics=("glucose",),
+    user_days_at_once=_READING_USER_DAYS,
 )
 
 GLUCOSE_PERIODS = EngineTable(
@@ -283,6 +291,7 @@ GLUCOSE_PERIODS = EngineTable(
         Column("sufficient", "boolean", "True with 70 % of the period or more; below that, read with care."),
     ),
     metrics=("glucose",),
+    user_days_at_once=_READING_USER_DAYS,
 )
 
 AGP = EngineTable(
@@ -300,6 +309,7 @@ AGP = EngineTable(
         Column("n_days", "integer", "Days with a reading in the quarter."),
     ),
     metrics=("glucose",),
+    user_days_at_once=_READING_USER_DAYS,
 )
 
 ALERTS = EngineTable(
@@ -329,6 +339,7 @@ ALERTS = EngineTable(
         ),
         Column("sentence", "text", "The alert in words."),
     ),
+    user_days_at_once=_READING_USER_DAYS,
 )
 
 CORRELATIONS = EngineTable(
@@ -412,16 +423,18 @@ def ensure_engine_tables(warehouse: Warehouse) -> None:
             "(table_name text primary key, change_id bigint not null)",
         ):
             connection.execute(sa.text(statement))
-        for table in TABLES:
-            name = f"{SCHEMA}.{table.name}"
-            found = connection.execute(
-                sa.text(
-                    "select array_agg(attname::text order by attnum) from pg_attribute "
-                    "where attrelid = to_regclass(:name) and attnum > 0 and not attisdropped"
-                ),
-                {"name": name},
-            ).scalar()
-            if found != table.names:
+        names = [f"{SCHEMA}.{table.name}" for table in TABLES]
+        have = connection.execute(
+            sa.text(
+                "select name, array_agg(attname::text order by attnum) from unnest(cast(:names as text[])) as name "
+                "inner join pg_attribute on attrelid = to_regclass(name) and attnum > 0 and not attisdropped "
+                "group by name"
+            ),
+            {"names": names},
+        )
+        columns = {row.name: row[1] for row in have}
+        for table, name in zip(TABLES, names, strict=True):
+            if columns.get(name) != table.names:
                 connection.execute(sa.text(f"drop table if exists {name}"))
                 connection.execute(
                     sa.text(f"delete from {SCHEMA}._engine_watermarks where table_name = :table"),  # noqa: S608
@@ -429,7 +442,8 @@ def ensure_engine_tables(warehouse: Warehouse) -> None:
                 )
                 for statement in _create_statements(table):
                     connection.exec_driver_sql(statement)
-            connection.execute(sa.text("select ops.secure_table(:name)"), {"name": name})
+        secure = sa.text("select ops.secure_table(name) from unnest(cast(:names as text[])) as name")
+        connection.execute(secure, {"names": names})
 
 
 def _create_statements(table: EngineTable) -> Iterator[str]:
@@ -509,30 +523,22 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
                 {_CHANGED_WORDS if table is NARRATIVES else ""}
             ) as changes
             group by user_id
-        ),
-        last_days as (
-            select user_id, max(local_date) as last_day
-            from (
-                select user_id, max(local_date) as local_date from health.daily_metrics
-                where user_id in (select user_id from changed) group by user_id
-                union all
-                select user_id, max(local_date) from health.workouts
-                where user_id in (select user_id from changed) group by user_id
-            ) as days
-            group by user_id
-        ),
-        computed as (
-            select user_id, max({table.day}) as last_day
-            from health.{table.name}
-            where user_id in (select user_id from changed) group by user_id
         )
         select
             changed.user_id,
             least(changed.first_day, computed.last_day + 1) as first_day,
-            coalesce(last_days.last_day, changed.first_day) as last_day
+            coalesce(greatest(daily.last_day, workouts.last_day), changed.first_day) as last_day
         from changed
-        left join last_days using (user_id)
-        left join computed using (user_id)
+        -- Each looks at the end of an index: what it costs is the same after years.
+        cross join lateral (
+            select max(local_date) as last_day from health.daily_metrics where user_id = changed.user_id
+        ) as daily
+        cross join lateral (
+            select max(local_date) as last_day from health.workouts where user_id = changed.user_id
+        ) as workouts
+        cross join lateral (
+            select max({table.day}) as last_day from health.{table.name} where user_id = changed.user_id
+        ) as computed
         order by changed.user_id
         """  # noqa: S608
     )
@@ -540,26 +546,32 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
         newest = connection.execute(sa.text("select coalesce(max(change_id), 0) from health._changed_daily"))
         last_change: int = newest.scalar_one()
         rows = connection.execute(query, {"table": table.name}).all()
-    return last_change, _group(rows)
+    return last_change, _group(rows, table.user_days_at_once)
 
 
-def _group(rows: Sequence[Any]) -> list[Scope]:
-    """Scopes of users whose first days lie within the same power of two of days before the newest."""
+def _group(rows: Sequence[Any], user_days: int) -> list[Scope]:
+    """Scopes of users whose first days lie within the same power of two of days before the newest, so many at once
+    that their days, with the history that results rest on, are not more than `user_days`."""
     if not rows:
         return []
     newest = max(row.last_day for row in rows)
     groups: dict[int, list[Any]] = {}
     for row in rows:
         groups.setdefault((newest - min(row.first_day, newest)).days.bit_length(), []).append(row)
-    return [
-        Scope(
-            tuple(row.user_id for row in members),
-            min(row.first_day for row in members),
-            max(max(row.last_day, row.first_day) for row in members),
-            tuple(row.last_day for row in members),
-        )
-        for _, members in sorted(groups.items())
-    ]
+    scopes = []
+    for bits, everybody in sorted(groups.items()):
+        at_once = max(user_days // (2**bits + _HISTORY_DAYS), 1)
+        for start in range(0, len(everybody), at_once):
+            members = everybody[start : start + at_once]
+            scopes.append(
+                Scope(
+                    tuple(row.user_id for row in members),
+                    min(row.first_day for row in members),
+                    max(max(row.last_day, row.first_day) for row in members),
+                    tuple(row.last_day for row in members),
+                )
+            )
+    return scopes
 
 
 def mark_computed(warehouse: Warehouse, table: EngineTable, last_change: int) -> None:
@@ -584,13 +596,68 @@ def mark_computed(warehouse: Warehouse, table: EngineTable, last_change: int) ->
 
 def read_frame(warehouse: Warehouse, query: str) -> pd.DataFrame:
     """A query's result as a frame, through Arrow; dates become midnights (datetime64)."""
-    from adbc_driver_postgresql import dbapi
-
-    with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
-        cursor.execute(query)
-        table = cursor.fetch_arrow_table()
-    frame: pd.DataFrame = table.to_pandas(date_as_object=False)
+    frame: pd.DataFrame = _read(warehouse, query).to_pandas(date_as_object=False)
     return frame
+
+
+def _read(warehouse: Warehouse, query: str) -> pa.Table:
+    with warehouse.arrow() as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetch_arrow_table()
+
+
+def read_daily(
+    warehouse: Warehouse,
+    users: Iterable[int],
+    metrics: Iterable[str],
+    since: str,
+    *,
+    of_user: str = "",
+    of_metric: str = "",
+) -> pd.DataFrame:
+    """`daily` of the engine (see `engine.frames`): users' elected values of some metrics, `since` an SQL date.
+
+    It may name a column of a lateral query of each user (`of_user`, of users.user_id) or of each user and metric
+    (`of_metric`, of metrics.metric_type, too). A user's metric comes as one row with its days and values as arrays:
+    rows with words in each take three times as long to come.
+    """
+    import numpy as np
+    import pandas as pd
+
+    table = _read(
+        warehouse,
+        f"""
+        select users.user_id, metrics.metric_type, daily.source, daily.days, daily.amounts
+        from unnest({array_literal(users)}) as users (user_id)
+        {f"cross join lateral ({of_user}) as of_user" if of_user else ""}
+        cross join unnest({text_array(metrics)}) as metrics (metric_type)
+        {f"cross join lateral ({of_metric}) as of_metric" if of_metric else ""}
+        cross join lateral (
+            select source, array_agg(local_date - date '1970-01-01') as days, array_agg(metric_value) as amounts
+            from health.daily_metrics
+            where user_id = users.user_id and metric_type = metrics.metric_type and local_date >= {since}
+            group by source
+        ) as daily
+        """,  # noqa: S608
+    ).combine_chunks()
+    lengths = table["days"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+
+    def repeated(column: str) -> Any:
+        words = pd.Categorical(table[column].to_pandas())
+        return pd.Categorical.from_codes(np.repeat(words.codes, lengths), dtype=words.dtype)
+
+    def flat(column: str) -> Any:
+        return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+    return pd.DataFrame(
+        {
+            "user_id": np.repeat(table["user_id"].to_numpy(), lengths),
+            "local_date": flat("days").astype("datetime64[D]").astype("datetime64[s]"),
+            "metric_type": repeated("metric_type"),
+            "value": flat("amounts").astype("float64"),
+            "source": repeated("source"),
+        }
+    )
 
 
 def array_literal(ids: Iterable[int]) -> str:
@@ -611,7 +678,6 @@ def replace_rows(warehouse: Warehouse, table: EngineTable, frame: pd.DataFrame, 
     a user's last day is left out.
     """
     import pyarrow as pa
-    from adbc_driver_postgresql import dbapi
     from pandas import Series
 
     last_days = Series(scope.last_days, index=scope.user_ids, dtype="datetime64[us]")
@@ -627,7 +693,8 @@ def replace_rows(warehouse: Warehouse, table: EngineTable, frame: pd.DataFrame, 
     # A table of one row a user and metric is made anew as a whole; the others from the first day on.
     since = f"and target.{day} >= date '{scope.start}'" if day in keys else ""
     same_key = " and ".join(f"batch.{key} = target.{key}" for key in keys)
-    with dbapi.connect(warehouse.libpq_url()) as connection, connection.cursor() as cursor:
+    with warehouse.arrow() as connection, connection.cursor() as cursor:
+        connection.adbc_connection.set_autocommit(False)
         cursor.adbc_ingest("engine_batch", result, mode="create", temporary=True)
         cursor.execute(
             f"delete from health.{table.name} as target where target.user_id = any({users}) {since} "  # noqa: S608
@@ -643,5 +710,7 @@ def replace_rows(warehouse: Warehouse, table: EngineTable, frame: pd.DataFrame, 
             f"({', '.join(f'excluded.{name}' for name in rest)})"
         )
         changed += max(cursor.rowcount, 0)
+        cursor.execute("drop table engine_batch")
         connection.commit()
+        connection.adbc_connection.set_autocommit(True)
     return changed

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -25,19 +26,28 @@ os.environ["PYTHONPATH"] = str(TESTS.parent)
 from measure import Figure, bench, machine  # noqa: E402
 
 #: Modules with `figures(bench)`.
-GROUPS = ("canonical_rows", "file_rows", "start_times")
+GROUPS = ("canonical_rows", "file_rows", "start_times", "engine_days", "api_reads", "whole_runs")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller data: under three minutes")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the full sizes, where the disk is small"
+    )
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="NAME")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the figures go")
     arguments = parser.parse_args()
+    # Ended from outside, it still removes what it made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began, before = time.monotonic(), machine()
     figures: list[Figure] = []
     failed = False
-    with bench(arguments.quick, lambda line: print(f"… {line}", file=sys.stderr, flush=True)) as shared:
+
+    def say(line: str) -> None:
+        print(f"… {line}", file=sys.stderr, flush=True)
+
+    with bench(arguments.quick, say, arguments.scale) as shared:
         for group in arguments.only:
             try:
                 for figure in importlib.import_module(group).figures(shared):
@@ -50,6 +60,7 @@ def main() -> int:
         "machine": before,
         "load_after": machine()["load"],
         "quick": arguments.quick,
+        "scale": arguments.scale,
         "seconds": round(time.monotonic() - began),
         "figures": [figure.as_row() for figure in figures],
     }

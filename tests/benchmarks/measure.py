@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import resource
 import shutil
 import tempfile
 import time
@@ -56,13 +57,14 @@ class Bench:
     folder: Path
     address: ServerAddress
     say: Callable[[str], None]
+    scale: float = 1.0
     _dbt: Dbt = field(init=False)
 
     def __post_init__(self) -> None:
         self._dbt = Dbt(self.folder / "dbt-target")
 
     def size(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
+        return quick if self.quick else max(int(full * self.scale), 1)
 
     @contextmanager
     def lab(self) -> Iterator[Lab]:
@@ -87,11 +89,11 @@ class Bench:
 
 
 @contextmanager
-def bench(quick: bool, say: Callable[[str], None]) -> Iterator[Bench]:
+def bench(quick: bool, say: Callable[[str], None], scale: float = 1.0) -> Iterator[Bench]:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     server = EmbeddedPostgres(folder / "home")
     try:
-        yield Bench(quick, folder, server.acquire(), say)
+        yield Bench(quick, folder, server.acquire(), say, scale)
     finally:
         server.destroy()
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,6 +129,15 @@ def build(lab: Lab) -> dict[str, float]:
     if not result.success:
         raise RuntimeError(messages(result))
     return {"all": seconds(), **{each.node.name: each.execution_time for each in result.result}}
+
+
+def peak_megabytes() -> float:
+    """Of this process alone: what `getrusage` says begins with that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def machine() -> dict[str, Any]:

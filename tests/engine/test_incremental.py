@@ -199,3 +199,17 @@ def _insert(warehouse: Warehouse, table: str, rows: list[tuple[Any, ...]]) -> No
     with warehouse.engine.begin() as connection:
         cursor = connection.connection.cursor()
         execute_values(cursor, f"insert into health.{table} values %s", rows, page_size=5_000)
+
+
+def test_users_are_computed_so_many_at_once_that_memory_holds_their_days() -> None:
+    end = dt.date(2026, 3, 1)
+
+    def user(number: int, days_back: int) -> Any:
+        return SimpleNamespace(user_id=number, first_day=end - dt.timedelta(days=days_back), last_day=end)
+
+    rows = [*(user(number, 0) for number in range(10)), *(user(number, 300) for number in range(10, 16))]
+    scopes = engine_tables._group(rows, 4 * 181)
+    assert [len(scope.user_ids) for scope in scopes] == [4, 4, 2, 1, 1, 1, 1, 1, 1]
+    assert sorted(user for scope in scopes for user in scope.user_ids) == list(range(16))
+    assert {scope.start for scope in scopes} == {end, end - dt.timedelta(days=300)}
+    assert len(engine_tables._group(rows, 1_000_000)) == 2

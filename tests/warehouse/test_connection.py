@@ -361,3 +361,31 @@ def assert_nowhere(secret: str, error: BaseException, caplog: pytest.LogCaptureF
         assert secret not in repr(seen)
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     assert secret not in caplog.text
+
+
+def test_a_connection_for_arrow_is_kept_until_it_fails_or_the_server_ends_it(warehouse: Warehouse) -> None:
+    def backend() -> int:
+        with warehouse.arrow() as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_backend_pid()::bigint as pid")
+            found: int = cursor.fetchone()[0]
+        return found
+
+    first = backend()
+    assert backend() == first
+    with warehouse.engine.begin() as connection:
+        connection.execute(sa.text("select pg_terminate_backend(:pid, 5000)"), {"pid": first})
+    second = backend()
+    assert second != first
+
+    with (
+        pytest.raises(Exception, match="no_such_table"),
+        warehouse.arrow() as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("select * from no_such_table")
+    assert backend() != second
+
+
+def test_two_that_ask_for_arrow_at_once_do_not_share(warehouse: Warehouse) -> None:
+    with warehouse.arrow() as one, warehouse.arrow() as other:
+        assert one is not other

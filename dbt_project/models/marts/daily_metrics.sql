@@ -1,7 +1,7 @@
 {{ config(
     materialized='upsert_table',
     unique_key=['user_id', 'metric_type', 'local_date'],
-    indexes=[{'columns': ['local_date']}],
+    indexes=[{'columns': ['local_date']}, {'columns': ['user_id', 'local_date']}],
     scope='int_days_changed',
     scope_columns=['user_id', 'local_date', 'metric_type'],
     changes='_changed_daily',
