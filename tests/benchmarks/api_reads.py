@@ -31,7 +31,7 @@ _FILL = (
     "insert into health.daily_metrics (user_id, local_date, metric_type, metric_value, metric_unit, source, "
     "sources_seen, sample_count, coverage) select user_id, date '2026-11-20' - n, metric_type, n, unit, 'oura', "
     "array['oura'], 1, 1 from generate_series(:days - 1, 0, -1) as n cross join ops.users cross join "
-    f"(select * from health.metric_types order by 1 limit {_METRICS}) as m",
+    f"(select * from health.metric_types order by metric_type <> 'heart_rate', 1 limit {_METRICS}) as m",
     "insert into health.glucose_readings (user_id, recorded_at, glucose_mg_dl, reading_type, source, source_device, "
     "utc_offset_minutes, utc_offset_source, local_date, raw_object_id, first_seen_at, updated_at) "
     "select user_id, at, 100, 'cgm', 'dexcom', '', 60, 'record', at::date, 1, at, at from generate_series("
