@@ -47,9 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerAddress]:
-    """The server of the session, started as users start it."""
+    """The server of the session, started as users start it; then it need not outlive the machine."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres-home"))
-    yield server.acquire()
+    address = server.acquire()
+    quick = [f"alter system set {name} = off" for name in ("fsync", "synchronous_commit", "full_page_writes")]
+    _admin(address, *quick, "select pg_reload_conf()")
+    yield address
     server.release()
 
 

@@ -18,7 +18,7 @@
     versioned        true where the SQL gives versions (see newest_versions.sql): `_merge` says how each row meets
                      the one that is there; else the batch's row is the whole truth
     nested           true where the SQL joins few rows to large tables: see join_by_index
-    indexes          further indexes: lists of columns, or {columns, where}
+    indexes          further indexes: {columns, where}
 #}
 {% materialization upsert_table, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
@@ -47,6 +47,7 @@
     {% else %}
         {{ add_missing_columns(existing) }}
     {% endif %}
+    {{ add_missing_indexes(target_relation) }}
 
     {# Merge joins would sort rows as they come for the sake of the few units they are joined with. #}
     {% do run_query("set local work_mem = '64MB'; set local enable_mergejoin = off") %}
@@ -413,11 +414,7 @@ create table {{ relation }} (
     {% endfor -%}
     primary key ({{ unique_key | join(', ') }})
 )
-{%- if partition_by %} partition by range ({{ partition_by }}){% endif %};
-{% for index in config.get('indexes', []) %}
-create index on {{ relation }} ({{ index.columns | join(', ') }})
-{%- if index.where %} where {{ index.where }}{% endif %};
-{% endfor %}
+{%- if partition_by %} partition by range ({{ partition_by }}){% endif %}
 {% endmacro %}
 
 
@@ -431,6 +428,20 @@ create index on {{ relation }} ({{ index.columns | join(', ') }})
             ) }}
         {% endif %}
         {% do run_query('alter table ' ~ relation ~ ' add column ' ~ column.name ~ ' ' ~ column.data_type) %}
+    {% endfor %}
+{% endmacro %}
+
+
+{# The indexes of a new table, and those that the model has gained since. #}
+{% macro add_missing_indexes(relation) %}
+    {% for index in config.get('indexes', []) %}
+        {% set name = relation.identifier ~ '_' ~ index.columns | join('_') ~ '_idx' %}
+        {% if run_query("select to_regclass('" ~ relation.schema ~ '.' ~ name ~ "')").columns[0].values()[0] is none %}
+            {% do run_query(
+                'create index ' ~ name ~ ' on ' ~ relation ~ ' (' ~ index.columns | join(', ') ~ ')'
+                ~ (' where ' ~ index.where if index.where else '')
+            ) %}
+        {% endif %}
     {% endfor %}
 {% endmacro %}
 

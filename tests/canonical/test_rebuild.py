@@ -129,3 +129,13 @@ def contents(lab: Lab) -> dict[str, set[str]]:
         table: {row["row"] for row in lab.rows(f"select t::text as row from health.{table} as t")}
         for table in TABLES
     }
+
+
+def test_an_index_the_model_has_gained_is_made_where_the_table_is_there(lab: Lab) -> None:
+    name = "daily_metrics_user_id_local_date_idx"
+    known = f"select to_regclass('health.{name}')::text as index"
+    lab.build()
+    assert lab.one(known) == {"index": f"health.{name}"}
+    lab.execute(f"drop index health.{name}")
+    lab.build()
+    assert lab.one(known) == {"index": f"health.{name}"}
