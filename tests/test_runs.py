@@ -193,7 +193,13 @@ def test_a_forked_run_that_dies_without_a_word_has_failed(
 def test_a_forked_run_is_interrupted_when_it_is_terminated(
     instance: dg.DagsterInstance, launcher: PreloadedRunLauncher
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+    # What was started in the background ignores SIGINT by inheritance; a run does not.
+    sleeps = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", sleeps], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         run_id = started(instance, tags={PID_TAG: str(process.pid)})
         assert launcher.terminate(run_id)
         assert process.wait(10) == -signal.SIGINT

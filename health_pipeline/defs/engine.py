@@ -21,8 +21,6 @@ HEALTH_METRICS = dg.AssetKey(["health", "health_metrics"])
 SLEEP_SESSIONS = dg.AssetKey(["health", "sleep_sessions"])
 WORKOUTS = dg.AssetKey(["health", "workouts"])
 GLUCOSE_READINGS = dg.AssetKey(["health", "glucose_readings"])
-#: The engine's tables follow one queue, so one run at a time.
-POOL = "engine"
 #: Days before the first changed one that alerts look at.
 _ALERT_CONTEXT_DAYS = 21
 
@@ -37,7 +35,8 @@ def _asset(table: EngineTable, deps: list[dg.AssetKey]) -> Callable[..., dg.Asse
         group_name="engine",
         kinds={"python", "pandas", "postgres"},
         owners=OWNERS,
-        pool=POOL,
+        # Of what writes a table, one run at a time.
+        pool=f"engine_{table.name}",
         metadata={
             "dagster/table_name": f"health.{table.name}",
             "dagster/column_schema": dg.TableSchema(

@@ -44,6 +44,8 @@ class EngineTable:
     columns: tuple[Column, ...]
     #: The metrics whose changed days concern it; none given, all do.
     metrics: tuple[str, ...] = ()
+    #: Tables of the engine that it reads: it takes the queue as far as they have, who may be in another run.
+    follows: tuple[str, ...] = ()
     #: How many days, of all its users together, are computed at once: what memory has to hold.
     user_days_at_once: int = 250_000
 
@@ -145,6 +147,7 @@ RECOVERY_SCORES = EngineTable(
         Column("baseline_days", "integer", "Days in the shortest baseline behind the score."),
         Column("explanation", "text", "Why, in a sentence."),
     ),
+    follows=("baselines", "training_loads"),
 )
 
 #: Days ahead for which a forecast has columns of its own.
@@ -340,6 +343,7 @@ ALERTS = EngineTable(
         Column("sentence", "text", "The alert in words."),
     ),
     user_days_at_once=_READING_USER_DAYS,
+    follows=("baselines",),
 )
 
 CORRELATIONS = EngineTable(
@@ -377,6 +381,7 @@ NARRATIVES = EngineTable(
         Column("template", "text", "The facts in the words of the template."),
         Column("prompt_sha256", "text", "What the answer is found by in ops.ai_audit_log."),
     ),
+    follows=("recovery_scores", "glucose_daily", "alerts", "forecasts"),
 )
 
 TABLES = (
@@ -502,7 +507,8 @@ _EVERYBODY = """
 
 
 def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[Scope]]:
-    """What a table has to compute anew: the queue's last change, and the users by how far back they changed.
+    """What a table has to compute anew: the queue's last change that it takes, and the users by how far back they
+    changed.
 
     A user's days start at the first that changed, or after the last the table has, whichever is earlier, and
     end at the last day of which there is any data.
@@ -515,7 +521,7 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
             select user_id, min(local_date) as first_day
             from (
                 select user_id, local_date from health._changed_daily
-                where change_id > coalesce(
+                where change_id <= :last_change and change_id > coalesce(
                     (select change_id from health._engine_watermarks where table_name = :table), 0)
                     {f"and metric_type = any({text_array(table.metrics)})" if table.metrics else ""}
                 {_EVERYBODY}
@@ -543,9 +549,20 @@ def changed_users(warehouse: Warehouse, table: EngineTable) -> tuple[int, list[S
         """  # noqa: S608
     )
     with warehouse.engine.connect() as connection:
-        newest = connection.execute(sa.text("select coalesce(max(change_id), 0) from health._changed_daily"))
+        newest = connection.execute(
+            sa.text(
+                """
+                select least(coalesce(max(changes.change_id), 0), (
+                    select min(coalesce(marks.change_id, 0)) from unnest(cast(:follows as text[])) as followed (name)
+                    left join health._engine_watermarks as marks on marks.table_name = followed.name
+                ))
+                from health._changed_daily as changes
+                """
+            ),
+            {"follows": list(table.follows)},
+        )
         last_change: int = newest.scalar_one()
-        rows = connection.execute(query, {"table": table.name}).all()
+        rows = connection.execute(query, {"table": table.name, "last_change": last_change}).all()
     return last_change, _group(rows, table.user_days_at_once)
 
 

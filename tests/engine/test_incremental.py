@@ -6,10 +6,12 @@ import datetime as dt
 from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from health_pipeline.definitions import defs
 from health_pipeline.defs import engine
 from health_pipeline.defs.checks import ranges_hold
 from health_pipeline.runtime.users import set_profile
@@ -151,6 +153,39 @@ def test_a_late_night_is_computed_as_if_it_had_always_been_there(lived: Warehous
         )
     _update(lived)
     assert {name: _content(lived, name) for name in _COMPUTE} == piecemeal
+
+
+def test_a_table_takes_no_change_before_those_it_reads_have_taken_it(lived: Warehouse) -> None:
+    """The tables of one change may be computed by two runs, at the same time."""
+    _update(lived)
+    ada = _rows(lived, "select user_id from ops.users where handle = 'ada'")[0]["user_id"]
+    day = _FIRST + dt.timedelta(days=_DAYS - 6)
+    pulse = "resting_heart_rate"
+    _run(
+        lived,
+        f"update health.daily_metrics set metric_value = 90 where user_id = {ada} and local_date = '{day}' "
+        f"and metric_type = '{pulse}';"
+        f"insert into health._changed_daily (user_id, local_date, metric_type) values ({ada}, '{day}', '{pulse}')",
+    )
+    platform: Any = SimpleNamespace(warehouse=lambda: lived)
+
+    def computed(table: engine_tables.EngineTable) -> int:
+        return engine._update(platform, table, _COMPUTE[table.name])["users_computed"]
+
+    assert computed(engine_tables.RECOVERY_SCORES) == 0
+    assert computed(engine_tables.BASELINES) == 1
+    assert computed(engine_tables.RECOVERY_SCORES) == 0, "loads have not taken it"
+    assert computed(engine_tables.TRAINING_LOADS) >= 0
+    assert computed(engine_tables.RECOVERY_SCORES) == 1
+    assert computed(engine_tables.RECOVERY_SCORES) == 0
+
+
+def test_what_a_table_follows_comes_before_it_in_a_run() -> None:
+    keys = {table.name: dg.AssetKey(["health", table.name]) for table in engine_tables.TABLES}
+    nodes = defs.get_repository_def().asset_graph
+    for table in engine_tables.TABLES:
+        parents = nodes.get(keys[table.name]).parent_keys
+        assert {keys[name] for name in table.follows} == parents & set(keys.values()), table.name
 
 
 @pytest.mark.parametrize(("share", "series", "passes"), [(0.9, 20, True), (0.6, 20, False), (0.6, 19, True)])
