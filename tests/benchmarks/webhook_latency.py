@@ -1,12 +1,12 @@
 """How long a webhook takes from its sender to the canonical tables, each provider by itself.
 
-    python tests/benchmarks/webhook_latency.py [--rounds 3] [--days 14] [--between 25] [--together]
+    python tests/benchmarks/webhook_latency.py [--rounds 3] [--days 14] [--between 25 | --alone | --together]
 
 Postgres, receiver, Dagster's daemon and the sandbox, each its own process, in a new home; everybody is connected to
 every provider that calls and has some days in the tables. Then the sandbox sends the signed calls of a person's day,
-one provider after another in any order, `--between` seconds apart at the mean; with `--together` all providers at
-once. The time of an event is from the sending to the commit that marks it as processed, which comes after the one
-that wrote its rows.
+one provider after another in any order, `--between` seconds apart at the mean, so that some wait for the run of those
+before; with `--alone` each when the one before is done, with `--together` all providers at once. The time of an event
+is from the sending to the commit that marks it as processed, which comes after the one that wrote its rows.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--days", type=int, default=14, help="of everybody, in the tables before")
     parser.add_argument("--between", type=float, default=25.0, help="mean seconds between the providers")
+    parser.add_argument("--alone", action="store_true", help="each when the run before has ended")
     parser.add_argument("--together", action="store_true", help="all providers of a round at once")
     options = parser.parse_args()
     chance = random.Random(options.seed)
@@ -127,8 +128,14 @@ def measured(
         ]
         for thread in threads:
             thread.start()
-            if not options.together:
-                thread.join()
+            if options.together:
+                continue
+            thread.join()
+            if options.alone:
+                wait_until_quiet(warehouse, 300)
+                # What follows the tables, alerts and scores, ends too.
+                time.sleep(10 + chance.uniform(0, 3))
+            else:
                 time.sleep(chance.expovariate(1 / options.between))
         for thread in threads:
             thread.join()
