@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from health_pipeline.defs.plots import plot_agp, plot_components, plot_forecasts, plot_loads, plot_recovery
+from health_pipeline.defs.plots import (
+    plot_agp,
+    plot_completeness,
+    plot_components,
+    plot_forecasts,
+    plot_glucose_days,
+    plot_loads,
+    plot_recovery,
+    plot_sleep,
+)
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
 from health_pipeline.warehouse import engine_tables
@@ -378,7 +387,12 @@ def training_loads(platform: Platform) -> dg.MaterializeResult:  # type: ignore[
 def recovery_scores(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     counts = _update(platform, engine_tables.RECOVERY_SCORES, _compute_recovery)
     warehouse = platform.warehouse()
-    pictures = {"recovery": plot_recovery(warehouse), "components": plot_components(warehouse)}
+    pictures = {
+        "recovery": plot_recovery(warehouse),
+        "components": plot_components(warehouse),
+        "sleep": plot_sleep(warehouse),
+        "completeness": plot_completeness(warehouse),
+    }
     return dg.MaterializeResult(metadata={**counts, **pictures})
 
 
@@ -403,7 +417,9 @@ def glucose_periods(platform: Platform) -> dg.MaterializeResult:  # type: ignore
 @_asset(engine_tables.AGP, deps=[DAILY_METRICS, GLUCOSE_READINGS])
 def agp(platform: Platform) -> dg.MaterializeResult:  # type: ignore[type-arg]
     counts = _update(platform, engine_tables.AGP, _compute_agp)
-    return dg.MaterializeResult(metadata={**counts, "profile": plot_agp(platform.warehouse())})
+    warehouse = platform.warehouse()
+    pictures = {"profile": plot_agp(warehouse), "days": plot_glucose_days(warehouse)}
+    return dg.MaterializeResult(metadata={**counts, **pictures})
 
 
 @_asset(engine_tables.ALERTS, deps=[DAILY_METRICS, GLUCOSE_READINGS, _key(engine_tables.BASELINES)])

@@ -25,17 +25,7 @@ def plot_recovery(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     scores = read_frame(
         warehouse,
         f"""
-        with people as (
-            -- One look at the index a person, not at all there ever was.
-            select users.user_id, newest.last_day
-            from ops.users
-            cross join lateral (
-                select local_date as last_day from health.recovery_scores
-                where recovery_scores.user_id = users.user_id and method = 'calibrated'
-                order by local_date desc limit 1
-            ) as newest
-            order by newest.last_day desc, users.user_id limit {_PEOPLE}
-        )
+        with people as ({_newest("recovery_scores", "method = 'calibrated'")})
         select scores.user_id, scores.local_date, scores.recovery_score, scores.score_low, scores.score_high
         from health.recovery_scores as scores
         inner join people using (user_id)
@@ -71,10 +61,7 @@ def plot_components(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     scores = read_frame(
         warehouse,
         f"""
-        with people as (
-            select user_id, max(local_date) as last_day from health.recovery_scores
-            where method = 'calibrated' group by user_id order by last_day desc, user_id limit {_PEOPLE}
-        )
+        with people as ({_newest("recovery_scores", "method = 'calibrated'")})
         select scores.* from health.recovery_scores as scores
         inner join people using (user_id)
         where scores.method = 'calibrated' and scores.local_date > people.last_day - 30
@@ -100,10 +87,7 @@ def plot_loads(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     loads = read_frame(
         warehouse,
         f"""
-        with people as (
-            select user_id, max(local_date) as last_day from health.training_loads
-            where load is not null group by user_id order by last_day desc, user_id limit {_PEOPLE}
-        )
+        with people as ({_newest("training_loads", "load is not null")})
         select loads.user_id, loads.local_date, loads.load, loads.acute_load, loads.chronic_load
         from health.training_loads as loads
         inner join people using (user_id)
@@ -206,6 +190,155 @@ def plot_agp(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         axis.set_title(f"Person {user_id} (mg/dL, local hour)", fontsize=9, loc="left")
     figure.suptitle("Glucose of 14 days: median, 25-75 %, 5-95 %; dashed: 70 and 180", fontsize=11)
     return _markdown(figure, "Ambulatory glucose profiles of the last 14 days")
+
+
+def plot_glucose_days(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """The days behind the profiles: a strip a day, a shade a band of the consensus, by the local clock."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    readings = read_frame(
+        warehouse,
+        f"""
+        with people as (
+            select user_id, max(as_of_date) as last_day from health.agp where p50 is not null
+            group by user_id order by last_day desc, user_id limit {_PEOPLE}
+        )
+        select
+            readings.user_id,
+            readings.local_date,
+            floor(extract(epoch from (readings.recorded_at at time zone 'UTC')::time
+                + make_interval(mins => coalesce(readings.utc_offset_minutes, 0))) / 900)::integer % 96 as quarter,
+            avg(readings.glucose_mg_dl)::double precision as glucose
+        from people
+        inner join health.glucose_readings as readings
+            on readings.user_id = people.user_id and readings.local_date > people.last_day - 14
+        group by 1, 2, 3
+        """,  # noqa: S608
+    )
+    if readings.empty:
+        return dg.MetadataValue.md("No glucose readings yet: no sensor is connected.")
+    bands = {
+        "under 54": "#000000",
+        "54 to 69": "#666666",
+        "70 to 180": "#f0f0f0",
+        "181 to 250": "#e8a33d",
+        "over 250": "#b5471b",
+    }
+    shades = ListedColormap(list(bands.values()))
+    norm = BoundaryNorm([0, 54, 70, 180.5, 250.5, 1000], len(bands))
+    people = list(readings.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        strips = rows.pivot(index="local_date", columns="quarter", values="glucose").reindex(
+            columns=range(96)
+        )
+        axis.pcolormesh(
+            [quarter / 4 for quarter in range(97)], range(len(strips) + 1), strips, cmap=shades, norm=norm
+        )
+        axis.set_xticks(range(0, 25, 6), [f"{each:02d}:00" for each in range(0, 25, 6)])
+        axis.set_yticks(
+            [place + 0.5 for place in range(len(strips))], [f"{day:%d %b}" for day in strips.index]
+        )
+        axis.tick_params(axis="y", labelsize=6, length=0)
+        axis.invert_yaxis()
+        axis.set_title(f"Person {user_id}", fontsize=9, loc="left")
+    patches = [Patch(facecolor=shade, edgecolor="grey", label=name) for name, shade in bands.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.suptitle("Glucose day by day, mg/dL", fontsize=11)
+    return _markdown(figure, "Glucose of the last 14 days, a strip a day")
+
+
+def plot_sleep(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """Hours asleep of the last 30 nights, for the people with the newest scores."""
+    nights = read_frame(
+        warehouse,
+        f"""
+        with people as ({_newest("recovery_scores", "method = 'calibrated'")})
+        select nights.user_id, nights.local_date, nights.metric_value / 3600 as hours
+        from people
+        inner join health.daily_metrics as nights
+            on nights.user_id = people.user_id and nights.metric_type = 'sleep_duration'
+            and nights.local_date > people.last_day - 30
+        order by 1, 2
+        """,  # noqa: S608
+    )
+    if nights.empty:
+        return dg.MetadataValue.md("No nights yet: they come with the first recovery scores.")
+    people = list(nights.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        axis.axhspan(7, 9, color="lightgrey", alpha=0.6, linewidth=0)
+        axis.bar(rows["local_date"], rows["hours"], width=0.8, color="dimgrey")
+        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
+    figure.suptitle("Hours asleep (band: 7 to 9)", fontsize=11)
+    return _markdown(figure, "Hours asleep of the last 30 nights")
+
+
+#: What scores, forecasts and alerts are made of.
+_COUNTED = (
+    "sleep_duration",
+    "sleep_efficiency",
+    "resting_heart_rate",
+    "heart_rate_variability",
+    "heart_rate",
+    "stress_score",
+    "body_temperature_deviation",
+    "spo2",
+    "steps",
+    "calories_burned",
+    "weight",
+    "glucose",
+)
+
+
+def plot_completeness(warehouse: Warehouse) -> dg.MetadataValue[Any]:
+    """Which daily metrics are known on which of the last 30 days, for the people with the newest scores."""
+    known = read_frame(
+        warehouse,
+        f"""
+        with people as ({_newest("recovery_scores", "method = 'calibrated'")})
+        select daily.user_id, daily.metric_type, people.last_day - daily.local_date as days_ago
+        from people
+        inner join health.daily_metrics as daily
+            on daily.user_id = people.user_id and daily.local_date > people.last_day - 30
+            and daily.local_date <= people.last_day
+        """,  # noqa: S608
+    )
+    if known.empty:
+        return dg.MetadataValue.md("Nothing to count yet: it comes with the first recovery scores.")
+    people = list(known.groupby("user_id"))
+    figure, axes = _panels(len(people))
+    figure.set_figheight(figure.get_figheight() * 1.6)
+    for axis, (user_id, rows) in zip(axes, people, strict=False):
+        grid = rows.assign(here=1).pivot_table(index="metric_type", columns="days_ago", values="here")
+        grid = grid.reindex(index=_COUNTED, columns=range(29, -1, -1)).notna()
+        axis.pcolormesh(
+            range(-30, 1), range(len(_COUNTED) + 1), grid, cmap="Greys", vmin=0, vmax=1.6, edgecolors="white"
+        )
+        axis.set_yticks(
+            [place + 0.5 for place in range(len(_COUNTED))], [name.replace("_", " ") for name in _COUNTED]
+        )
+        axis.set_xticks([-30, -20, -10, 0], ["30", "20", "10", "0"])
+        axis.tick_params(axis="y", labelsize=6, length=0)
+        axis.invert_yaxis()
+        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
+    figure.suptitle("Days with a value, by days before the newest score", fontsize=11)
+    return _markdown(figure, "Which daily metrics are known on which of the last 30 days")
+
+
+def _newest(table: str, condition: str) -> str:
+    """SQL for the people with the newest rows and their `last_day`: a look at an index each, not at all rows."""
+    return f"""
+            select users.user_id, newest.last_day
+            from ops.users
+            cross join lateral (
+                select local_date as last_day from health.{table}
+                where {table}.user_id = users.user_id and {condition}
+                order by local_date desc limit 1
+            ) as newest
+            order by newest.last_day desc, users.user_id limit {_PEOPLE}
+    """  # noqa: S608
 
 
 def _panels(number: int) -> tuple[Figure, list[Any]]:

@@ -131,7 +131,16 @@ def test_the_page_needs_nothing_else_and_says_what_it_shows(measured: Warehouse,
 
 
 @pytest.mark.parametrize(
-    "plot", [plots.plot_recovery, plots.plot_components, plots.plot_loads, plots.plot_agp]
+    "plot",
+    [
+        plots.plot_recovery,
+        plots.plot_components,
+        plots.plot_sleep,
+        plots.plot_completeness,
+        plots.plot_loads,
+        plots.plot_agp,
+        plots.plot_glucose_days,
+    ],
 )
 def test_an_asset_page_has_its_picture_or_says_why_not(measured: Warehouse, plot: Any) -> None:
     with warnings.catch_warnings():
@@ -141,7 +150,7 @@ def test_an_asset_page_has_its_picture_or_says_why_not(measured: Warehouse, plot
     assert len(words) > 20 and "ada" not in words
     assert base64.b64decode(image).startswith(b"\x89PNG")
     with measured.engine.begin() as connection:
-        for table in ("recovery_scores", "training_loads", "agp"):
+        for table in ("recovery_scores", "training_loads", "agp", "glucose_daily"):
             connection.exec_driver_sql(f"delete from health.{table}")
     assert " yet: " in plot(measured).value
 
