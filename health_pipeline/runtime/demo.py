@@ -204,10 +204,10 @@ def _upload_glucose(
         with warehouse.engine.connect() as connection:
             user = require_user(connection, person["handle"])
         taken = upload(warehouse, store, user, answer.content)
-        readings += taken.parsed.records_loaded
-        say(
-            f"uploaded {person['handle']}'s {taken.provider.title} file: {taken.parsed.records_loaded} readings"
-        )
+        rows = {entity: table.num_rows for entity, table in taken.parsed.tables.items()}
+        readings += rows["readings"]
+        said = ", ".join(f"{number} {entity}" for entity, number in rows.items() if number)
+        say(f"uploaded {person['handle']}'s {taken.provider.title} file: {said}")
     say("file_upload, one run")
     _run("file_upload", Window(today, today), settings, warehouse, say, report.problems)
     return readings
