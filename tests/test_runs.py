@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from health_pipeline.definitions import defs
 from health_pipeline.defs.dead_runs import COMMAND_TAG, dead_runs_sensor, end_dead_runs
 from health_pipeline.defs.events import requested_jobs_sensor, scores_sensor, webhook_sensor
+from health_pipeline.defs.run_launcher import PID_TAG, PreloadedRunLauncher
 from health_pipeline.ingestion import jobs
 from health_pipeline.providers.base import Window
-from health_pipeline.runtime.run_launcher import PID_TAG, PreloadedRunLauncher
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.lock import hold
 

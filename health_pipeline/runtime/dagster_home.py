@@ -31,7 +31,7 @@ run_coordinator:
     dequeue_interval_seconds: 1
 
 run_launcher:
-  module: health_pipeline.runtime.run_launcher
+  module: health_pipeline.defs.run_launcher
   class: PreloadedRunLauncher
 
 run_monitoring:

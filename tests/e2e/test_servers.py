@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from health_pipeline.defs.run_launcher import PID_TAG
 from health_pipeline.runtime.processes import free_port
-from health_pipeline.runtime.run_launcher import PID_TAG
 
 _LOCATIONS = (
     "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus "
