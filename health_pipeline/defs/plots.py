@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,6 +12,8 @@ import dagster as dg
 from health_pipeline.warehouse.engine_tables import HORIZONS, read_frame
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from health_pipeline.warehouse.connection import Warehouse
@@ -35,15 +38,14 @@ def plot_recovery(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     )
     if scores.empty:
         return dg.MetadataValue.md("No recovery scores yet: they need 14 days of data.")
-    people = list(scores.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
         axis.fill_between(rows["local_date"], rows["score_low"], rows["score_high"], alpha=0.25, linewidth=0)
         axis.plot(rows["local_date"], rows["recovery_score"], linewidth=1.5, marker=".", markersize=4)
         axis.axhline(75, color="grey", linewidth=0.8, linestyle=":")
         axis.set_ylim(0, 100)
-        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
-    figure.suptitle("Recovery score with 80 % range (75 is an ordinary day)", fontsize=11)
+
+    figure = _panel_per_person(scores, draw, "Recovery score with 80 % range (75 is an ordinary day)")
     return _markdown(figure, "Recovery scores of the last 60 days")
 
 
@@ -70,15 +72,14 @@ def plot_components(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     )
     if scores.empty:
         return dg.MetadataValue.md("No recovery scores yet: they need 14 days of data.")
-    people = list(scores.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
         for column, (name, style) in _COMPONENTS.items():
             axis.plot(rows["local_date"], rows[column], linestyle=style, linewidth=1.2, label=name)
         axis.set_ylim(0, 100)
-        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle("Components of recovery, 0 to 100", fontsize=11)
+
+    figure = _panel_per_person(scores, draw, "Components of recovery, 0 to 100")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), **_BELOW)
     return _markdown(figure, "Components of the recovery scores of the last 30 days")
 
 
@@ -97,25 +98,16 @@ def plot_loads(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     )
     if loads.empty:
         return dg.MetadataValue.md("No training load yet: nobody has worn anything.")
-    people = list(loads.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
-        axis.bar(
-            rows["local_date"], rows["load"], width=0.8, color="lightgrey", edgecolor="grey", linewidth=0.4
-        )
-        axis.plot(rows["local_date"], rows["acute_load"], color="black", linewidth=1.5, label="7 days")
-        axis.plot(
-            rows["local_date"],
-            rows["chronic_load"],
-            color="black",
-            linewidth=1.2,
-            linestyle="--",
-            label="42 days",
-        )
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
+        day = rows["local_date"]
+        axis.bar(day, rows["load"], width=0.8, color="lightgrey", edgecolor="grey", linewidth=0.4)
+        axis.plot(day, rows["acute_load"], color="black", linewidth=1.5, label="7 days")
+        axis.plot(day, rows["chronic_load"], color="black", linewidth=1.2, linestyle="--", label="42 days")
         axis.set_ylim(bottom=0)
-        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("Training load a day (bars), its mean of 7 and of 42 days", fontsize=11)
+
+    figure = _panel_per_person(loads, draw, "Training load a day (bars), its mean of 7 and of 42 days")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), **_BELOW)
     return _markdown(figure, "Training loads of the last 60 days")
 
 
@@ -135,8 +127,8 @@ def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         return dg.MetadataValue.md("No forecast yet: one needs 14 days of data within 30.")
     import pandas as pd
 
-    figure, axes = _panels(len(forecasts))
-    for axis, (_, row) in zip(axes, forecasts.iterrows(), strict=False):
+    figure = _panels(len(forecasts), "Forecast: last 30 days, line, 90 % range; dashed: goal")
+    for axis, (_, row) in zip(figure.axes, forecasts.iterrows(), strict=False):
         past = read_frame(
             warehouse,
             "select local_date, metric_value from health.daily_metrics "  # noqa: S608
@@ -157,7 +149,6 @@ def plot_forecasts(warehouse: Warehouse) -> dg.MetadataValue[Any]:
             axis.axhline(row["target_value"], color="grey", linewidth=0.8, linestyle="--")
         name = str(row["metric_type"]).replace("_", " ")
         axis.set_title(f"Person {row['user_id']}: {name} ({row['unit']})", fontsize=9, loc="left")
-    figure.suptitle("Forecast: last 30 days, line, 90 % range; dashed: goal", fontsize=11)
     return _markdown(figure, "Forecasts for 30 days")
 
 
@@ -175,9 +166,8 @@ def plot_agp(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     )
     if profiles.empty:
         return dg.MetadataValue.md("No glucose profile yet: a time of day needs readings of 5 days.")
-    people = list(profiles.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
         hour = rows["minute_of_day"] / 60
         axis.fill_between(hour, rows["p05"], rows["p95"], alpha=0.2, linewidth=0, color="tab:blue")
         axis.fill_between(hour, rows["p25"], rows["p75"], alpha=0.35, linewidth=0, color="tab:blue")
@@ -187,8 +177,12 @@ def plot_agp(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         axis.set_xlim(0, 24)
         axis.set_xticks(range(0, 25, 6), [f"{each:02d}:00" for each in range(0, 25, 6)])
         axis.set_ylim(40, max(300.0, float(rows["p95"].max())))
-        axis.set_title(f"Person {user_id} (mg/dL, local hour)", fontsize=9, loc="left")
-    figure.suptitle("Glucose of 14 days: median, 25-75 %, 5-95 %; dashed: 70 and 180", fontsize=11)
+
+    figure = _panel_per_person(
+        profiles,
+        draw,
+        "Glucose of 14 days, mg/dL by the local hour: median, 25-75 %, 5-95 %; dashed: 70 and 180",
+    )
     return _markdown(figure, "Ambulatory glucose profiles of the last 14 days")
 
 
@@ -227,9 +221,8 @@ def plot_glucose_days(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     }
     shades = ListedColormap(list(bands.values()))
     norm = BoundaryNorm([0, 54, 70, 180.5, 250.5, 1000], len(bands))
-    people = list(readings.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
         strips = rows.pivot(index="local_date", columns="quarter", values="glucose").reindex(
             columns=range(96)
         )
@@ -242,10 +235,10 @@ def plot_glucose_days(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         )
         axis.tick_params(axis="y", labelsize=6, length=0)
         axis.invert_yaxis()
-        axis.set_title(f"Person {user_id}", fontsize=9, loc="left")
+
+    figure = _panel_per_person(readings, draw, "Glucose day by day, mg/dL")
     patches = [Patch(facecolor=shade, edgecolor="grey", label=name) for name, shade in bands.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    figure.suptitle("Glucose day by day, mg/dL", fontsize=11)
+    figure.legend(handles=patches, **_BELOW)
     return _markdown(figure, "Glucose of the last 14 days, a strip a day")
 
 
@@ -265,13 +258,12 @@ def plot_sleep(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     )
     if nights.empty:
         return dg.MetadataValue.md("No nights yet: they come with the first recovery scores.")
-    people = list(nights.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
         axis.axhspan(7, 9, color="lightgrey", alpha=0.6, linewidth=0)
         axis.bar(rows["local_date"], rows["hours"], width=0.8, color="dimgrey")
-        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
-    figure.suptitle("Hours asleep (band: 7 to 9)", fontsize=11)
+
+    figure = _panel_per_person(nights, draw, "Hours asleep (band: 7 to 9)")
     return _markdown(figure, "Hours asleep of the last 30 nights")
 
 
@@ -307,10 +299,8 @@ def plot_completeness(warehouse: Warehouse) -> dg.MetadataValue[Any]:
     )
     if known.empty:
         return dg.MetadataValue.md("Nothing to count yet: it comes with the first recovery scores.")
-    people = list(known.groupby("user_id"))
-    figure, axes = _panels(len(people))
-    figure.set_figheight(figure.get_figheight() * 1.6)
-    for axis, (user_id, rows) in zip(axes, people, strict=False):
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> None:
         grid = rows.assign(here=1).pivot_table(index="metric_type", columns="days_ago", values="here")
         grid = grid.reindex(index=_COUNTED, columns=range(29, -1, -1)).notna()
         axis.pcolormesh(
@@ -322,8 +312,9 @@ def plot_completeness(warehouse: Warehouse) -> dg.MetadataValue[Any]:
         axis.set_xticks([-30, -20, -10, 0], ["30", "20", "10", "0"])
         axis.tick_params(axis="y", labelsize=6, length=0)
         axis.invert_yaxis()
-        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
-    figure.suptitle("Days with a value, by days before the newest score", fontsize=11)
+
+    title = "Days with a value, by days before the newest score"
+    figure = _panel_per_person(known, draw, title, height=3.6, labels=1.5)
     return _markdown(figure, "Which daily metrics are known on which of the last 30 days")
 
 
@@ -341,23 +332,52 @@ def _newest(table: str, condition: str) -> str:
     """  # noqa: S608
 
 
-def _panels(number: int) -> tuple[Figure, list[Any]]:
+#: A legend below all panels.
+_BELOW: dict[str, Any] = {"loc": "lower center", "ncols": 5, "frameon": False, "fontsize": 8}
+
+
+def _panel_per_person(
+    rows: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], title: str, **sizes: float
+) -> Figure:
+    people = list(rows.groupby("user_id"))
+    figure = _panels(len(people), title, **sizes)
+    for axis, (user_id, of_person) in zip(figure.axes, people, strict=False):
+        draw(axis, of_person)
+        axis.set_title(f"Person {user_id}", fontsize=10, loc="left")
+    return figure
+
+
+def _panels(number: int, title: str, height: float = 2.3, labels: float = 0.55) -> Figure:
+    """Panels of so many inches of height, with so many inches for the labels left of each."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     columns = 2 if number > 1 else 1
     rows = -(-number // columns)
-    figure = Figure(figsize=(9, 2.3 * rows + 0.6), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
+    # Margins in inches that are known: matplotlib's ways to find them take longer than the picture.
+    top, right, bottom = 0.6, 0.15, 0.8
+    across, down = 9.0, height * rows + bottom
+    figure = Figure(figsize=(across, down))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=labels / across,
+        right=1 - right / across,
+        top=1 - top / down,
+        bottom=bottom / down,
+        wspace=labels / ((across - right) / columns - labels),
+        hspace=top / (height - top),
+    )
+    for place, axis in enumerate(axes.flat):
+        if place >= number:
+            axis.set_axis_off()
+            continue
         locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
         axis.xaxis.set_major_locator(locator)
         axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[number:]:
-        axis.set_axis_off()
-    return figure, axes
+    figure.suptitle(title, fontsize=11, y=1 - 0.08 / down, verticalalignment="top")
+    return figure
 
 
 def _markdown(figure: Figure, words: str) -> dg.MetadataValue[Any]:
