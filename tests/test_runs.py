@@ -59,6 +59,51 @@ def test_a_run_without_its_process_is_ended_and_a_live_one_is_not(
     assert status(instance, alive) == dg.DagsterRunStatus.STARTED
 
 
+def test_a_dead_run_frees_its_pools_also_where_who_ends_it_is_killed_meanwhile(
+    instance: dg.DagsterInstance, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, waits = started(instance, tags={COMMAND_TAG: "true"}), str(uuid.uuid4())
+    pools = instance.event_log_storage
+    pools.set_concurrency_slots("staging_oura", 1)
+    assert pools.claim_concurrency_slot("staging_oura", dead, "staging_oura").is_claimed
+    assert not pools.claim_concurrency_slot("staging_oura", waits, "staging_oura").is_claimed
+    with monkeypatch.context() as killed:
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        for name in ("report_run_failed", "free_concurrency_slots_for_run"):
+            of = instance if hasattr(instance, name) else pools
+            before = getattr(of, name)
+            # Whichever of the two comes first is done, and nothing after it.
+            killed.setattr(of, name, lambda *of_run, before=before: (before(*of_run), die()))
+        with pytest.raises(KeyboardInterrupt):
+            end_dead_runs(instance, warehouse.engine)
+    end_dead_runs(instance, warehouse.engine)
+    assert status(instance, dead) == dg.DagsterRunStatus.FAILURE
+    assert pools.claim_concurrency_slot("staging_oura", waits, "staging_oura").is_claimed
+
+
+def test_a_step_that_waits_for_a_pool_gets_a_place_that_was_freed_halfway(
+    instance: dg.DagsterInstance, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, waits = str(uuid.uuid4()), str(uuid.uuid4())
+    pools = instance.event_log_storage
+    pools.set_concurrency_slots("staging_oura", 1)
+    assert pools.claim_concurrency_slot("staging_oura", dead, "staging_oura").is_claimed
+    assert not pools.claim_concurrency_slot("staging_oura", waits, "staging_oura").is_claimed
+    with monkeypatch.context() as killed:
+        killed.setattr(pools, "assign_pending_steps", lambda *_: None)
+        pools.free_concurrency_slot_for_step(dead, "staging_oura")
+    assert not pools.claim_concurrency_slot("staging_oura", waits, "staging_oura").is_claimed
+    dead_runs_sensor(dg.build_sensor_context(instance=instance))
+    assert pools.claim_concurrency_slot("staging_oura", waits, "staging_oura").is_claimed
+    # The place is given once.
+    assert not pools.claim_concurrency_slot("staging_oura", dead, "staging_oura").is_claimed
+    dead_runs_sensor(dg.build_sensor_context(instance=instance))
+    assert not pools.claim_concurrency_slot("staging_oura", dead, "staging_oura").is_claimed
+
+
 def test_a_job_of_a_run_that_was_killed_has_failed_and_says_so(
     instance: dg.DagsterInstance, warehouse: Warehouse
 ) -> None:

@@ -4,6 +4,7 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -30,10 +31,33 @@ def end_dead_runs(instance: dg.DagsterInstance, engine: "sa.Engine") -> list[str
             continue
         with hold(engine, f"run:{run.run_id}") as dead:
             if dead:
-                instance.report_run_failed(run, "The process that worked on this run was killed.")
-                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+                end_dead_run(instance, run, "The process that worked on this run was killed.")
                 ended.append(run.run_id)
     return ended
+
+
+def end_dead_run(instance: dg.DagsterInstance, run: dg.DagsterRun, words: str) -> None:
+    """Free the pools of a run that no process works on, and report it as failed.
+
+    In this order: a run that is reported is not looked at again, and who reports it may be killed in between.
+    """
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    instance.report_run_failed(run, words)
+
+
+def serve_waiting_steps(instance: dg.DagsterInstance) -> None:
+    """Give free places of pools to steps that wait for them.
+
+    Who ends a step gives its place to the next in a transaction of its own: killed before that, the place is
+    free and nobody's, and a step that waits is never asked again.
+    """
+    pools = instance.event_log_storage
+    if not isinstance(pools, SqlEventLogStorage):
+        return
+    for name, pool in pools.get_concurrency_infos(sorted(pools.get_concurrency_keys())).items():
+        given = sum(step.assigned_timestamp is not None for step in pool.pending_steps)
+        if given < min(pool.slot_count, len(pool.pending_steps)):
+            pools.assign_pending_steps([name])
 
 
 @dg.sensor(
@@ -48,6 +72,7 @@ def dead_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
     engine = open_warehouse().engine
     ended = end_dead_runs(context.instance, engine)
+    serve_waiting_steps(context.instance)
     for job in jobs.under_way(engine):
         run = context.instance.get_run_by_id(job.run_id or "")
         if run is not None and run.is_failure_or_canceled:

@@ -24,6 +24,7 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import serialize_value
 
+from health_pipeline.defs.dead_runs import end_dead_run
 from health_pipeline.warehouse.dbt_project import newest_change
 
 if TYPE_CHECKING:
@@ -93,10 +94,7 @@ class PreloadedRunLauncher(DefaultRunLauncher):
         atexit.unregister(process.terminate)
         run = self._instance.get_run_by_id(run_id)
         if process.exitcode and run is not None and not run.is_finished:
-            self._instance.report_run_failed(
-                run, f"The run's process ended with exit code {process.exitcode}."
-            )
-            self._instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+            end_dead_run(self._instance, run, f"The run's process ended with exit code {process.exitcode}.")
 
 
 def execute(arguments: str) -> None:

@@ -37,6 +37,8 @@ run_launcher:
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180
+  # A run that ended without giving its pools back keeps them from others no longer than this.
+  free_slots_after_run_end_seconds: 60
 
 retention:
   schedule:
