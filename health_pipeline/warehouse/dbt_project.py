@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -49,13 +50,35 @@ def ensure_manifest() -> Path:
     return MANIFEST
 
 
-def keep_partial_parse(target: Path) -> None:
-    """Keep what an invocation parsed for the next one; dbt parses anew whenever the connection changed."""
-    parsed, kept = target / "partial_parse.msgpack", MANIFEST.with_name("partial_parse.msgpack")
-    if parsed.exists() and (not kept.exists() or parsed.stat().st_mtime > kept.stat().st_mtime):
-        draft = kept.with_name(f"{kept.name}.{os.getpid()}")
-        shutil.copyfile(parsed, draft)
-        draft.replace(kept)
+class KeptParse:
+    """What was parsed for one warehouse, for the processes to come; dbt parses anew whenever the connection changed."""
+
+    #: Of so many warehouses, those used last.
+    MOST = 6
+    _NAME = "partial_parse.msgpack"
+
+    def __init__(self) -> None:
+        names = ("HOST", "PORT", "USER", "DATABASE", "SSLMODE")
+        connection = repr([os.environ.get(f"HEALTH_PIPELINE_DBT_{name}") for name in names])
+        self._file = MANIFEST.with_name(
+            f"kept-{hashlib.sha256(connection.encode()).hexdigest()[:16]}.msgpack"
+        )
+
+    def give(self, target: Path) -> None:
+        """Put it where an invocation with this target folder looks for it."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self._file, target / self._NAME)
+
+    def take(self, target: Path) -> None:
+        """Keep what an invocation with this target folder left."""
+        draft = self._file.with_suffix(f".{os.getpid()}")
+        # A file may be gone: dbt may be told to leave none, and another process may tidy up, too.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(target / self._NAME, draft)
+            draft.replace(self._file)
+            kept = sorted(self._file.parent.glob("kept-*.msgpack"), key=lambda each: each.stat().st_mtime)
+            for file in kept[: -self.MOST]:
+                file.unlink()
 
 
 class Views:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from health_pipeline.warehouse.dbt_project import (
-    MANIFEST,
     PROJECT_DIR,
-    keep_partial_parse,
+    KeptParse,
     newest_change,
 )
 
@@ -105,20 +104,17 @@ def parsed_project() -> Manifest:
 
 @lru_cache(maxsize=2)
 def _parsed_at(_changed_at: float, _profile: tuple[tuple[str, str], ...]) -> Manifest:
-    import shutil
-
     from dbt.cli.main import dbtRunner
     from dbt.contracts.graph.manifest import Manifest
 
     with tempfile.TemporaryDirectory(prefix="health-pipeline-dbt-") as folder:
         target = Path(folder)
-        kept = MANIFEST.with_name("partial_parse.msgpack")
-        if kept.exists():
-            shutil.copyfile(kept, target / kept.name)
+        kept = KeptParse()
+        kept.give(target)
         done = dbtRunner().invoke(["parse", *_project_arguments(target)])
         if not isinstance(done.result, Manifest):
             raise RuntimeError(f"the dbt project does not parse: {done.exception}")
-        keep_partial_parse(target)
+        kept.take(target)
         return done.result
 
 

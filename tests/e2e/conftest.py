@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+import sqlalchemy as sa
 from house import House
 from seaweed import SeaweedServer
 
@@ -35,8 +36,11 @@ def house(
     os.environ.update(seaweed.environment)
     boto3.client("s3").create_bucket(Bucket=bucket)
     os.environ["HEALTH_PIPELINE_HOME"] = str(home)
-    os.environ["HEALTH_PIPELINE_DATABASE_URL"] = postgres.url(f"e2e_{name}", driver="postgresql")
-    os.environ["HEALTH_PIPELINE_DAGSTER_DATABASE_URL"] = postgres.url(f"e2e_{name}", driver="postgresql")
+    # One name for all modules: what dbt parsed holds the name of its database.
+    with sa.create_engine(postgres.url("postgres"), isolation_level="AUTOCOMMIT").connect() as admin:
+        admin.execute(sa.text("drop database if exists e2e with (force)"))
+    os.environ["HEALTH_PIPELINE_DATABASE_URL"] = postgres.url("e2e", driver="postgresql")
+    os.environ["HEALTH_PIPELINE_DAGSTER_DATABASE_URL"] = postgres.url("e2e", driver="postgresql")
     os.environ["HEALTH_PIPELINE_RAW_URL"] = f"s3://{bucket}/raw"
     with run_in_thread(now=lambda: NOW) as sandbox:
         os.environ["HEALTH_PIPELINE_SANDBOX_URL"] = sandbox.url

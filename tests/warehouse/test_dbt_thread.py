@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from health_pipeline.providers.registry import all_providers
 from health_pipeline.staging.tables import ensure_tables
-from health_pipeline.warehouse import dbt_thread
+from health_pipeline.warehouse import dbt_project, dbt_thread
 from health_pipeline.warehouse.connection import Warehouse
+from health_pipeline.warehouse.dbt_project import KeptParse
 from health_pipeline.warehouse.dbt_thread import DbtThread
 
 
@@ -74,3 +76,27 @@ def test_it_can_be_broken_off_in_the_middle_of_a_statement(tmp_path: Path, wareh
         assert thread.wait(timeout=30) == 1
     with warehouse.engine.connect() as connection:
         assert connection.exec_driver_sql("select count(*) from health.metric_types").scalar_one() > 50
+
+
+def test_what_was_parsed_is_kept_for_a_few_warehouses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbt_project, "MANIFEST", tmp_path / "manifest.json")
+    made, asked = tmp_path / "made", tmp_path / "asked"
+    for folder in (made, asked):
+        folder.mkdir()
+    for number in range(KeptParse.MOST + 2):
+        monkeypatch.setenv("HEALTH_PIPELINE_DBT_DATABASE", f"warehouse_{number}")
+        (made / "partial_parse.msgpack").write_text(str(number))
+        KeptParse().take(made)
+        os.utime(max(tmp_path.glob("kept-*"), key=lambda each: each.stat().st_mtime_ns), (number, number))
+    # Each process of a warehouse finds its own; a password is not part of what it is.
+    monkeypatch.setenv("HEALTH_PIPELINE_DBT_DATABASE", "warehouse_3")
+    monkeypatch.setenv("HEALTH_PIPELINE_DBT_PASSWORD", "changed")
+    KeptParse().give(asked)
+    assert (asked / "partial_parse.msgpack").read_text() == "3"
+    (asked / "partial_parse.msgpack").unlink()
+    monkeypatch.setenv("HEALTH_PIPELINE_DBT_DATABASE", "warehouse_0")
+    KeptParse().give(asked)
+    assert not list(asked.iterdir()), "the oldest were forgotten"
+    assert len(list(tmp_path.glob("kept-*"))) == KeptParse.MOST
