@@ -349,6 +349,8 @@ def main() -> int:
             time.sleep(chance.expovariate(1 / options.between))
             parts = ["receiver", "postgres", "raw store", "run", "daemon"]
             chance.shuffle(parts)
+            # Each in its turn; a run can be killed only while there is one.
+            parts.sort(key=lambda part: killed.get(part, 0))
             part = next((part for part in parts if system.kill(part)), None)
             killed[str(part)] = killed.get(str(part), 0) + 1
             print(f"killed {part}", file=sys.stderr)
