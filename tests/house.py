@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,24 @@ class House:
             timeout=timeout,
             check=False,
         )
+
+    def kill(self, *arguments: str, when: Callable[[], object], seconds: float = 200) -> None:
+        """The command line on a machine that dies as soon as `when` says so; it must not have ended before."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "health_pipeline.cli", *arguments],
+            env=dict(os.environ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + seconds
+            while not when():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
 
     def scalar(self, query: str, **parameters: object) -> object:
         with self.warehouse.engine.connect() as connection:

@@ -40,17 +40,7 @@ def erase_source(warehouse: Warehouse, store: RawStore, provider: Provider, user
     on when it is called again. The days are queued: the next run computes them from what is left.
     """
     with only_loader(warehouse, provider.name):
-        with warehouse.engine.connect() as connection:
-            objects = connection.execute(
-                sa.text(
-                    "select raw_object_id, object_key from ops.raw_objects inner join ops.subjects using (subject_id) "
-                    "where user_id = :user and provider = :provider"
-                ),
-                {"user": user_id, "provider": provider.name},
-            ).all()
-        for key in {row.object_key for row in objects}:
-            store.delete(key)
-        ids = [row.raw_object_id for row in objects]
+        ids = delete_bytes(warehouse, store, provider, [user_id])
         with warehouse.engine.begin() as connection:
             staged = delete_staged(connection, provider, ids)
             derived = delete_derived(connection, user_id, provider.name)
@@ -66,6 +56,25 @@ def erase_source(warehouse: Warehouse, store: RawStore, provider: Provider, user
                 sa.text("delete from ops.raw_objects where raw_object_id = any(:ids)"), {"ids": ids}
             )
     return Erased(len(ids), staged, derived)
+
+
+def delete_bytes(warehouse: Warehouse, store: RawStore, provider: Provider, user_ids: list[int]) -> list[int]:
+    """Delete the kept bytes that a provider's door brought of these users. Returns the ids of their raw objects.
+
+    The index has them until the caller, who is the only loader, deletes them there: what is interrupted finds them
+    again.
+    """
+    with warehouse.engine.connect() as connection:
+        objects = connection.execute(
+            sa.text(
+                "select raw_object_id, object_key from ops.raw_objects inner join ops.subjects using (subject_id) "
+                "where user_id = any(:users) and provider = :provider"
+            ),
+            {"users": user_ids, "provider": provider.name},
+        ).all()
+    for key in {row.object_key for row in objects}:
+        store.delete(key)
+    return [row.raw_object_id for row in objects]
 
 
 def delete_derived(connection: sa.Connection, user_id: int, source: str | None) -> int:

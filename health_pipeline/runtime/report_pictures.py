@@ -78,15 +78,7 @@ def sleep(nights: pd.DataFrame) -> str:
         )
         below = below + values
     if staged.any():
-        axis.legend(
-            fontsize=_SMALL,
-            handlelength=1.4,
-            columnspacing=1.2,
-            ncols=3,
-            frameon=False,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-        )
+        _legend(axis, 3)
     axis.set_ylabel("hours", fontsize=_TEXT)
     _days([axis], nights.index[0], nights.index[-1])
     return _svg(figure)
@@ -107,15 +99,7 @@ def load(loads: pd.DataFrame, first: dt.date, last: dt.date) -> str:
     )
     unknown = loads.loc[loads["load"].isna(), "local_date"]
     _mark_unknown(axis, unknown)
-    axis.legend(
-        fontsize=_SMALL,
-        handlelength=1.4,
-        columnspacing=1.2,
-        ncols=2,
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-    )
+    _legend(axis, 2)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("load", fontsize=_TEXT)
     _days([axis], first, last)
@@ -234,6 +218,19 @@ def _days(axes: Sequence[Axes], first: Any, last: Any) -> None:
     half = pd.Timedelta(hours=12)
     axes[-1].set_xlim(pd.Timestamp(first) - half, pd.Timestamp(last) + half)  # type: ignore[arg-type]
     _date_ticks(axes[-1])
+
+
+def _legend(axis: Axes, columns: int) -> None:
+    """What the colours mean, in one row above the picture."""
+    axis.legend(
+        fontsize=_SMALL,
+        handlelength=1.4,
+        columnspacing=1.2,
+        ncols=columns,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+    )
 
 
 def _mark_unknown(axis: Axes, days: Any) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from health_pipeline.ingestion.erasure import delete_derived, delete_staged
-from health_pipeline.providers.base import Window
+from health_pipeline.ingestion.erasure import delete_bytes, delete_derived, delete_staged
+from health_pipeline.providers.base import Provider, Window
 from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.index import Delivery, receive
 from health_pipeline.raw.store import RawStore, open_store
@@ -164,7 +164,7 @@ def remove_load(settings: Settings, warehouse: Warehouse, on_progress: Progress)
             ).scalars()
         )
     for name in _PROVIDERS:
-        _remove_received(warehouse, store, name, user_ids)
+        _remove_received(warehouse, store, get(name), user_ids)
     for done, user_id in enumerate(user_ids, 1):
         with warehouse.engine.begin() as connection:
             delete_derived(connection, user_id, None)
@@ -177,21 +177,11 @@ def remove_load(settings: Settings, warehouse: Warehouse, on_progress: Progress)
     return len(user_ids)
 
 
-def _remove_received(warehouse: Warehouse, store: RawStore, name: str, user_ids: list[int]) -> None:
-    with only_loader(warehouse, name):
-        with warehouse.engine.connect() as connection:
-            objects = connection.execute(
-                sa.text(
-                    "select raw_object_id, object_key from ops.raw_objects inner join ops.subjects using (subject_id) "
-                    "where user_id = any(:users) and provider = :provider"
-                ),
-                {"users": user_ids, "provider": name},
-            ).all()
-        for key in {row.object_key for row in objects}:
-            store.delete(key)
-        ids = [row.raw_object_id for row in objects]
+def _remove_received(warehouse: Warehouse, store: RawStore, provider: Provider, user_ids: list[int]) -> None:
+    with only_loader(warehouse, provider.name):
+        ids = delete_bytes(warehouse, store, provider, user_ids)
         with warehouse.engine.begin() as connection:
-            delete_staged(connection, get(name), ids)
+            delete_staged(connection, provider, ids)
             connection.execute(
                 sa.text("delete from ops.raw_objects where raw_object_id = any(:ids)"), {"ids": ids}
             )

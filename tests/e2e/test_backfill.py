@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -82,19 +77,7 @@ def undisturbed(house: House, folder: Path) -> tuple[Counter[str], set[tuple[obj
 def test_a_backfill_that_was_killed_goes_on_where_it_was(connected: House, tmp_path: Path) -> None:
     asked, kept = undisturbed(connected, tmp_path)
     order(connected.sandbox.url, "slow", path_contains="heartrate", delay=600.0, count=None)
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "health_pipeline.cli", *COMMAND],
-        env=dict(os.environ),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 200
-    while not slowed_down(connected):
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    connected.kill(*COMMAND, when=lambda: slowed_down(connected))
     ((status, done, total),) = connected.rows(
         "select status, windows_done, windows_total from ops.ingestion_jobs"
     )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,23 +19,14 @@ def test_the_same_command_after_a_kill_ends_with_every_row_once(house: House, tm
     written = write_export(path, 12)
     records = written.total() - written["ActivitySummary"]
     command = ("upload", str(path), "--user", "ada", "--timezone", "Europe/Berlin")
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "health_pipeline.cli", *command],
-        env=dict(os.environ),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 200
     # Its rows come in one transaction of many COPYs: so it is in the middle of the file.
-    while not house.rows(
-        "select from pg_locks where relation = to_regclass('staging_apple_health.records') "
-        "and mode = 'RowExclusiveLock'"
-    ):
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    house.kill(
+        *command,
+        when=lambda: house.rows(
+            "select from pg_locks where relation = to_regclass('staging_apple_health.records') "
+            "and mode = 'RowExclusiveLock'"
+        ),
+    )
     assert house.rows("select from ops.raw_objects where provider = 'apple_health'") == [()]
     assert house.rows("select from staging_apple_health.staged_objects") == []
 

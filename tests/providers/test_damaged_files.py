@@ -79,33 +79,35 @@ def read(provider: Provider, content: bytes) -> list[Parsed]:
     return list(provider.parse_stream(file))
 
 
+def kind_of(name: str) -> Provider:
+    return KINDS["dexcom_clarity" if name == WORKBOOK else name.split("/")[0]]
+
+
 def check(name: str, damages: list[tuple[int, int, str, bytes]]) -> None:
-    content = damaged(content_of(name), damages)
-    kind = "dexcom_clarity" if name == WORKBOOK else name.split("/")[0]
+    kind, content = kind_of(name), damaged(content_of(name), damages)
     try:
         recognise(content[: 64 * 1024])
     except UnreadableFileError as error:
         assert len(str(error)) > 20
     try:
-        parts = read(KINDS[kind], content)
+        parts = read(kind, content)
     except UnreadableFileError as error:
         assert len(str(error)) > 20
         return
     for part in parts:
         for table_name, table in part.tables.items():
-            assert table.schema == KINDS[kind].entity(table_name).schema
+            assert table.schema == kind.entity(table_name).schema
             table.validate(full=True)
         assert part.quarantine["reason"].null_count == part.quarantine["location"].null_count == 0
 
 
 def test_there_is_a_file_of_every_kind() -> None:
     assert {name.split("/")[0] for name in FILES} - {WORKBOOK} == set(KINDS)
-    unread = []
-    for name in FILES:
-        kind = "dexcom_clarity" if name == WORKBOOK else name.split("/")[0]
-        if not sum(part.records_loaded for part in read(KINDS[kind], content_of(name))):
-            unread.append(name)
-    assert unread == []
+    assert [
+        name
+        for name in FILES
+        if not sum(part.records_loaded for part in read(kind_of(name), content_of(name)))
+    ] == []
     assert recognise(content_of(WORKBOOK)).name == "dexcom_clarity"
 
 
