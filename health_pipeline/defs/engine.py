@@ -17,8 +17,9 @@ from health_pipeline.defs.plots import (
 )
 from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.sources import OWNERS
-from health_pipeline.warehouse import engine_tables
-from health_pipeline.warehouse.engine_tables import EngineTable, Scope, array_literal, text_array
+from health_pipeline.warehouse import engine_changes, engine_tables
+from health_pipeline.warehouse.engine_changes import Scope, array_literal, text_array
+from health_pipeline.warehouse.engine_tables import EngineTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,21 +72,21 @@ def _update(platform: Platform, table: EngineTable, compute: Compute) -> dict[st
     """Compute what changed since the table's last run and write it; the counts are for the asset page."""
     warehouse = platform.warehouse()
     engine_tables.ensure_engine_tables(warehouse)
-    last_change, scopes = engine_tables.changed_users(warehouse, table)
+    last_change, scopes = engine_changes.changed_users(warehouse, table)
     counts = {"users_computed": 0, "rows_computed": 0, "rows_changed": 0}
     for scope in scopes:
         frame = compute(warehouse, scope)
         counts["users_computed"] += len(scope.user_ids)
         counts["rows_computed"] += len(frame)
-        counts["rows_changed"] += engine_tables.replace_rows(warehouse, table, frame, scope)
-    engine_tables.mark_computed(warehouse, table, last_change)
+        counts["rows_changed"] += engine_changes.replace_rows(warehouse, table, frame, scope)
+    engine_changes.mark_computed(warehouse, table, last_change)
     return counts
 
 
 def _compute_baselines(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import baselines
 
-    daily = engine_tables.read_daily(
+    daily = engine_changes.read_daily(
         warehouse, scope.user_ids, baselines.METRICS, f"date '{scope.start}' - {baselines.WINDOW_DAYS}"
     )
     return baselines.baselines(daily, (scope.start, scope.end))
@@ -126,12 +127,12 @@ def _compute_training_loads(warehouse: "Warehouse", scope: Scope) -> "pd.DataFra
         f"select {', '.join(training_load.PROFILE_COLUMNS)} from ops.users "  # noqa: S608
         f"where user_id = any({users}) and (max_heart_rate is not null or birth_year is not null)",
     )
-    daily = engine_tables.read_daily(
+    daily = engine_changes.read_daily(
         warehouse, scope.user_ids, training_load.WEAR_METRICS, since("users.user_id")
     )
     if len(profiles):
         first = since("users.user_id", f"date '{scope.start}' - 1 - {training_load.MAX_RESTING_AGE_DAYS}")
-        resting = engine_tables.read_daily(warehouse, profiles["user_id"], ("resting_heart_rate",), first)
+        resting = engine_changes.read_daily(warehouse, profiles["user_id"], ("resting_heart_rate",), first)
         daily = pd.concat([daily, resting], ignore_index=True)
     heart_rate = engine_tables.read_frame(
         warehouse,
@@ -191,7 +192,7 @@ def _compute_recovery(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
         """,  # noqa: S608
     )
     return recovery.recovery_scores(
-        engine_tables.read_daily(warehouse, scope.user_ids, recovery.METRICS, first),
+        engine_changes.read_daily(warehouse, scope.user_ids, recovery.METRICS, first),
         results(engine_tables.BASELINES, recovery.BASELINE_COLUMNS, first),
         results(engine_tables.TRAINING_LOADS, recovery.LOAD_COLUMNS, f"{first} - 1"),
         (scope.start, scope.end),
@@ -210,7 +211,7 @@ def _compute_forecasts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     ranges = engine_tables.read_frame(
         warehouse, "select metric_type, valid_min as low, valid_max as high from health.metric_types"
     )
-    daily = engine_tables.read_daily(
+    daily = engine_changes.read_daily(
         warehouse,
         scope.user_ids,
         {*forecast.DEFAULT_METRICS, *goals["metric_type"]},
@@ -295,7 +296,7 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     )
     found = alerts.alerts(
         _readings(warehouse, scope.user_ids, since),
-        engine_tables.read_daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
+        engine_changes.read_daily(warehouse, scope.user_ids, {*alerts.OFF_BASELINE, *alerts.EXPECTED}, since),
         baselines,
     )
     return found[(found["local_date"] >= str(first)) | (found["ended_at"] >= str(first))]
@@ -304,7 +305,7 @@ def _compute_alerts(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
 def _compute_correlations(warehouse: "Warehouse", scope: Scope) -> "pd.DataFrame":
     from health_pipeline.engine import correlations
 
-    daily = engine_tables.read_daily(
+    daily = engine_changes.read_daily(
         warehouse,
         scope.user_ids,
         correlations.METRICS,

@@ -15,7 +15,7 @@ from health_pipeline.definitions import defs
 from health_pipeline.defs import engine
 from health_pipeline.defs.checks import ranges_hold
 from health_pipeline.runtime.users import set_profile
-from health_pipeline.warehouse import engine_tables
+from health_pipeline.warehouse import engine_changes, engine_tables
 from health_pipeline.warehouse.connection import Warehouse
 
 _MARTS = """
@@ -243,8 +243,8 @@ def test_users_are_computed_so_many_at_once_that_memory_holds_their_days() -> No
         return SimpleNamespace(user_id=number, first_day=end - dt.timedelta(days=days_back), last_day=end)
 
     rows = [*(user(number, 0) for number in range(10)), *(user(number, 300) for number in range(10, 16))]
-    scopes = engine_tables._group(rows, 4 * 181)
+    scopes = engine_changes._group(rows, 4 * 181)
     assert [len(scope.user_ids) for scope in scopes] == [4, 4, 2, 1, 1, 1, 1, 1, 1]
     assert sorted(user for scope in scopes for user in scope.user_ids) == list(range(16))
     assert {scope.start for scope in scopes} == {end, end - dt.timedelta(days=300)}
-    assert len(engine_tables._group(rows, 1_000_000)) == 2
+    assert len(engine_changes._group(rows, 1_000_000)) == 2
