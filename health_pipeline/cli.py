@@ -8,17 +8,16 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from health_pipeline import cli_load, cli_personal, cli_tokens, cli_webhooks
-from health_pipeline.cli_progress import file_bar, say, status_line, windows_bar
+from health_pipeline import cli_connections, cli_load, cli_personal, cli_tokens, cli_webhooks
+from health_pipeline.cli_progress import file_bar, status_line
+from health_pipeline.cli_warehouse import open_configured
 
 if TYPE_CHECKING:
     from health_pipeline.providers.base import Window
-    from health_pipeline.settings import Settings
-    from health_pipeline.warehouse.connection import Warehouse
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 
@@ -45,23 +44,13 @@ def main(debug: bool) -> None:
     """People's health data from every vendor in one warehouse that can be trusted."""
 
 
-def _open() -> tuple[Settings, Warehouse]:
-    from health_pipeline.settings import load_settings
-    from health_pipeline.warehouse.connection import open_warehouse
-
-    settings = load_settings()
-    if settings.database_url is None and not (settings.home_path / "postgres").exists():
-        say(f"setting up a database in {settings.home} (once)")
-    return settings, open_warehouse(settings)
-
-
 @main.command()
 @click.option("--port", type=int, help="Port of the Dagster UI; 3000, or a free one.")
 def up(port: int | None) -> None:
     """Start database, sandbox (if no provider is configured), Dagster's UI and daemon. Ctrl-C ends them."""
     from health_pipeline.runtime.servers import up as serve
 
-    settings, warehouse = _open()
+    settings, warehouse = open_configured()
     serve(settings, warehouse, click.echo, port=port)
 
 
@@ -74,7 +63,7 @@ def demo(all_providers: bool, days: int | None) -> None:
     """The whole way on synthetic people: fetch, upload, load, score, forecast; then check the numbers."""
     from health_pipeline.runtime import demo as demos
 
-    settings, warehouse = _open()
+    settings, warehouse = open_configured()
     with status_line("demo") as say:
         if all_providers:
             whole = demos.run_all_providers(settings, warehouse, say, days=days or demos.ALL_PROVIDERS_DAYS)
@@ -179,7 +168,7 @@ def upload(
     if date_order:
         options = {**options, "date_order": date_order}
 
-    settings, warehouse = _open()
+    settings, warehouse = open_configured()
     with file_bar(file.name) as say:
         summary = upload_file(
             settings, warehouse, file, handle, say, time_zone=time_zone, kind=kind, options=options
@@ -196,7 +185,7 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
     """Run the daily job for a day or a range of days."""
     from health_pipeline.runtime.run_job import run_job
 
-    settings, warehouse = _open()
+    settings, warehouse = open_configured()
     with status_line("refresh") as say:
         outcome = run_job("daily_refresh", _window(day, last), settings, warehouse, on_progress=say)
     for check in outcome.failed_checks:
@@ -204,162 +193,6 @@ def refresh(day: dt.datetime, last: dt.datetime | None) -> None:
     if not outcome.success:
         raise click.ClickException("; ".join(outcome.failures) or f"run {outcome.run_id} failed; see the UI")
     click.echo(f"done, run {outcome.run_id}")
-
-
-@main.command()
-@click.argument("provider")
-@click.option("--user", "handle", required=True, help="Who connects; made on first use.")
-@click.option("--timezone", "time_zone", help="Home zone of a new user, like Europe/Berlin.")
-@click.option("--port", type=int, help="Port of 127.0.0.1 to come back to; 8910. 0 takes a free one.")
-@click.option("--no-browser", is_flag=True, help="Print the address only.")
-@click.option(
-    "--redirect-uri",
-    help="Where the provider sends people back to, if that is not this machine; the address they end at is asked for.",
-)
-@click.option(
-    "--consent-days", type=int, help="The consent ends after so many days; without, when withdrawn."
-)
-@click.option("--days", default=30, show_default=True, help="Days of the first sync; 0 for none.")
-@click.option("--yes", is_flag=True, help="Do not ask whether a password may be kept.")
-@click.option("--external-id", help="What the sender of `generic` calls the person.")
-@click.option("--link", is_flag=True, help="Print an address to send the person, which the receiver serves.")
-def connect(
-    provider: str,
-    handle: str,
-    time_zone: str | None,
-    port: int | None,
-    no_browser: bool,
-    redirect_uri: str | None,
-    consent_days: int | None,
-    days: int,
-    yes: bool,
-    external_id: str | None,
-    link: bool,
-) -> None:
-    """Connect a person's account at a provider, by their consent there, and fetch their last days."""
-    from health_pipeline.runtime.connect import DEFAULT_PORT, Connecting, connect_sender
-    from health_pipeline.runtime.sync import last_days
-
-    window = last_days(days) if days else None
-    settings, warehouse = _open()
-    if external_id is not None:
-        consent = connect_sender(
-            *(settings, warehouse, provider, handle, external_id),
-            time_zone=time_zone,
-            consent_days=consent_days,
-        )
-        click.echo(f"{consent.text}\n{provider} is connected for {handle}")
-        return
-    connecting = Connecting(
-        settings,
-        warehouse,
-        provider,
-        handle,
-        time_zone=time_zone,
-        consent_days=consent_days,
-    )
-    if link:
-        address, expires_at = connecting.link(consent_days)
-        click.echo(f"good until {expires_at:%Y-%m-%d %H:%M} UTC, for {handle} alone:", err=True)
-        click.echo(address)
-        return
-    click.echo(connecting.consent.text)
-
-    def show(address: str, opened: bool) -> None:
-        click.echo("Your browser was sent to:" if opened else "Open this address in your browser:")
-        click.echo(address)
-
-    if connecting.provider.password is not None:
-        if not yes:
-            click.confirm("Go on?", abort=True)
-        user_name = click.prompt("User name", err=True)
-        connecting.with_password(user_name, click.prompt("Password", hide_input=True, err=True))
-    elif redirect_uri is not None:
-        connecting.with_pasted_address(
-            redirect_uri, show, lambda: str(click.prompt("The address it ended at", err=True))
-        )
-    else:
-        connecting.with_browser(DEFAULT_PORT if port is None else port, show, browser=not no_browser)
-    click.echo(f"{connecting.provider.title} is connected for {handle}")
-    if window is not None:
-        _sync("sync", provider, handle, window)
-
-
-@main.command()
-@click.argument("provider")
-@click.option("--user", "handle", required=True, help="Whose account to end.")
-@click.option("--delete-data", is_flag=True, help="Erase all that came of it: kept bytes and every row.")
-@click.option("--yes", is_flag=True, help="Do not ask before erasing.")
-def disconnect(provider: str, handle: str, delete_data: bool, yes: bool) -> None:
-    """End a person's connection: withdraw consent, tell the provider, delete the tokens."""
-    from health_pipeline.runtime.disconnect import disconnect as end
-
-    settings, warehouse = _open()
-    if delete_data and not yes:
-        click.confirm(f"Erase all that {provider} ever sent of {handle}, for good?", abort=True)
-    with status_line("disconnect") as say:
-        ended = end(settings, warehouse, provider, handle, delete_data=delete_data, say=say)
-    click.echo(ended.words())
-    if ended.problems:
-        raise click.ClickException("; ".join(ended.problems))
-
-
-@main.command()
-@click.option("--user", "handle", help="Of this user alone.")
-def accounts(handle: str | None) -> None:
-    """Show every connected account and how it is (exit code 1 where one needs somebody)."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from health_pipeline.runtime.accounts import account_health
-
-    _, warehouse = _open()
-    shown = Table("user", "provider", "how it is", "last sync (UTC)", "consent until (UTC)", "why")
-    needy = False
-    for account in account_health(warehouse.engine, handle=handle):
-        needy = needy or account.needs_attention
-        synced = f"{account.last_sync_at:%Y-%m-%d %H:%M}" if account.last_sync_at else "never"
-        if account.consent_event != "granted":
-            until = account.consent_event or "none given"
-        else:
-            until = f"{account.consent_expires_at:%Y-%m-%d %H:%M}" if account.consent_expires_at else "open"
-        shown.add_row(account.handle, account.provider, account.state, synced, until, account.why or "")
-    Console(width=None if sys.stdout.isatty() else 180).print(shown)
-    if needy:
-        raise SystemExit(1)
-
-
-@main.command("import-connections")
-@click.argument("source")
-@click.option(
-    "--system", default="health_connections", show_default=True, help="What to call the older system."
-)
-def import_connections(source: str, system: str) -> None:
-    """Take over an older system's connections from a CSV file or a SCHEMA.TABLE: user_id, service_type, status."""
-    from health_pipeline.runtime.legacy import import_connections as take_over
-
-    _, warehouse = _open()
-    click.echo(take_over(warehouse, source, system).words())
-
-
-@main.group()
-def vault() -> None:
-    """The keys that people's tokens are encrypted with."""
-
-
-@vault.command("rotate")
-def vault_rotate() -> None:
-    """Encrypt every token with a new key while everything else goes on; the old one opens nothing after."""
-    from health_pipeline.runtime.accounts import rotate
-
-    settings, warehouse = _open()
-    rotation = rotate(warehouse.engine, settings)
-    click.echo(rotation.words(settings))
-    if rotation.unreadable:
-        numbers = ", ".join(map(str, rotation.unreadable))
-        raise click.ClickException(
-            f"no key reads the tokens of accounts {numbers}; they wait for their people"
-        )
 
 
 @main.group()
@@ -376,7 +209,7 @@ def user_set(handle: str, sex: str | None, birth_year: int | None, max_heart_rat
     """Say of a person what training load needs to be found from their heart rate. The next run uses it."""
     from health_pipeline.runtime.users import set_profile
 
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     click.echo(set_profile(warehouse, handle, sex=sex, birth_year=birth_year, max_heart_rate=max_heart_rate))
 
 
@@ -388,46 +221,10 @@ def user_merge(handle: str, into: str, yes: bool) -> None:
     """Make one user of two that are the same person. It cannot be undone."""
     from health_pipeline.runtime.users import merge_users
 
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     if not yes:
         click.confirm(f"Give all that is {handle}'s to {into}, for good?", abort=True)
     click.echo(merge_users(warehouse, handle, into))
-
-
-@main.command()
-@click.argument("provider")
-@click.option("--user", "handle", required=True, help="Whose account to ask.")
-@click.option("--days", default=7, show_default=True, help="So many days up to today (UTC).")
-def sync(provider: str, handle: str, days: int) -> None:
-    """Fetch a person's last days from a provider, with its look-back, and compute what they change."""
-    from health_pipeline.runtime.sync import last_days
-
-    _sync("sync", provider, handle, last_days(days))
-
-
-@main.command()
-@click.argument("provider")
-@click.option("--user", "handle", required=True, help="Whose account to ask.")
-@click.option("--from", "first", type=_DAY, required=True, help="First day, YYYY-MM-DD.")
-@click.option("--to", "last", type=_DAY, required=True, help="Last day, YYYY-MM-DD.")
-def backfill(provider: str, handle: str, first: dt.datetime, last: dt.datetime) -> None:
-    """Fetch a person's history from a provider. Interrupted, it goes on when it is called again."""
-    from health_pipeline.runtime.sync import days_between
-
-    _sync("backfill", provider, handle, days_between(first.date(), last.date()))
-
-
-def _sync(kind: Literal["sync", "backfill"], provider: str, handle: str, window: Window) -> None:
-    from health_pipeline.runtime.sync import run_sync
-
-    settings, warehouse = _open()
-    with windows_bar(f"{kind} {provider}") as (say, on_windows):
-        summary = run_sync(settings, warehouse, kind, provider, handle, window, say, on_windows)
-    for note in summary.notes:
-        say(note)
-    click.echo(summary.words())
-    if summary.problems:
-        raise click.ClickException("; ".join(summary.problems))
 
 
 def _window(day: dt.datetime, last: dt.datetime | None) -> Window:
@@ -446,7 +243,7 @@ def query(statement: str, style: str, as_user: str | None) -> None:
     """Run one read-only SQL statement on the warehouse."""
     from health_pipeline.runtime import query as queries
 
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     table = queries.run_query(warehouse, statement, as_user=as_user)
     if style == "csv":
         click.echo(queries.to_csv(table), nl=False)
@@ -481,7 +278,7 @@ def export_fhir(
 
     if last is not None and first is None:
         raise click.UsageError("--to needs --from")
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     window = None if first is None else _window(first, last)
     bundle = output.name.endswith(".json")
     count = write(warehouse, handle, output, samples=samples, window=window, bundle=bundle)
@@ -507,7 +304,7 @@ def status() -> None:
 
     from health_pipeline.runtime.status import read_status
 
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     found = read_status(warehouse)
     console = Console(width=None if sys.stdout.isatty() else 160)
     accounts = Table(
@@ -551,7 +348,7 @@ def report(handle: str, period: str, output: Path) -> None:
     from health_pipeline.runtime.report import parse_period, write_report
 
     days = parse_period(period)
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     click.echo(write_report(warehouse, handle, output, days=days).words())
 
 
@@ -574,7 +371,7 @@ def dbt(arguments: tuple[str, ...]) -> None:
 
     from health_pipeline.warehouse.dbt_project import PROJECT_DIR, dbt_executable
 
-    _, warehouse = _open()
+    _, warehouse = open_configured()
     done = subprocess.run(
         [dbt_executable(), *arguments, "--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)],
         env={**os.environ, **warehouse.environment()},
@@ -607,6 +404,9 @@ def _named(given: tuple[str, ...]) -> dict[str, str]:
 
 for _command in (
     cli_load.simulate_load,
+    *(cli_connections.connect, cli_connections.disconnect, cli_connections.accounts),
+    *(cli_connections.import_connections, cli_connections.vault),
+    *(cli_connections.sync, cli_connections.backfill),
     *(cli_personal.alerts, cli_personal.goal, cli_personal.source),
     *(cli_webhooks.receiver, cli_webhooks.events, cli_webhooks.webhooks, cli_tokens.token),
 ):

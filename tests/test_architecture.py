@@ -48,13 +48,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "staging",
         "warehouse",
     },
+    "cli_connections": {"cli_progress", "cli_warehouse", "providers", "runtime"},
     "cli_load": {"cli_progress", "providers", "runtime", "sandbox", "settings", "warehouse"},
     "cli_personal": {"runtime", "warehouse"},
     "cli_progress": set(),
     "cli_tokens": {"connections", "runtime", "warehouse"},
+    "cli_warehouse": {"cli_progress", "settings", "warehouse"},
     "cli_webhooks": {"runtime", "settings", "warehouse"},
     "cli": {
-        *("cli_load", "cli_personal", "cli_progress", "cli_tokens", "cli_webhooks"),
+        *("cli_connections", "cli_load", "cli_personal", "cli_progress", "cli_tokens", "cli_warehouse"),
+        "cli_webhooks",
         *("providers", "runtime", "sandbox", "settings", "warehouse"),
     },
 }
