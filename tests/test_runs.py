@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from multiprocessing.context import ForkServerProcess
 
 import dagster as dg
 import pytest
@@ -225,14 +226,31 @@ def launcher(instance: dg.DagsterInstance) -> PreloadedRunLauncher:
     return made
 
 
+def dying() -> ForkServerProcess:
+    process = multiprocessing.get_context("forkserver").Process(target=os._exit, args=(9,))
+    process.start()
+    return process
+
+
 def test_a_forked_run_that_dies_without_a_word_has_failed(
     instance: dg.DagsterInstance, launcher: PreloadedRunLauncher
 ) -> None:
     run_id = started(instance)
-    process = multiprocessing.get_context("forkserver").Process(target=os._exit, args=(9,))
-    process.start()
-    launcher._watch(process, run_id)
+    slots = instance.event_log_storage
+    slots.set_concurrency_slots("dbt", 1)
+    assert slots.claim_concurrency_slot("dbt", run_id, "step").is_claimed
+    launcher._watch(dying(), run_id)
     assert status(instance, run_id) == dg.DagsterRunStatus.FAILURE
+    assert slots.get_concurrency_info("dbt").active_slot_count == 0, "the next run waits for its slot"
+
+
+def test_a_forked_run_that_has_ended_stays_as_it_ended(
+    instance: dg.DagsterInstance, launcher: PreloadedRunLauncher
+) -> None:
+    run_id = started(instance)
+    instance.handle_run_event(run_id, _success(run_id))
+    launcher._watch(dying(), run_id)
+    assert status(instance, run_id) == dg.DagsterRunStatus.SUCCESS
 
 
 def test_a_forked_run_is_interrupted_when_it_is_terminated(
