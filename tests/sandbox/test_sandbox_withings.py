@@ -95,7 +95,8 @@ def test_a_consent_is_revoked_by_a_signed_call_alone(sandbox: RunningSandbox) ->
         text: str = call("/v2/signature", "timestamp", "1790812800")["body"]["nonce"]
         return text
 
-    oauth = sandbox.app.state.apis["withings"].oauth
+    api = sandbox.app.state.apis["withings"]
+    oauth = api.oauth
     token = oauth.access_token("ada")
     assert call("/v2/signature", "timestamp", "1790812800", secret="other")["status"] == 277
     assert call("/v2/signature", "timestamp", "noon")["status"] == 503
@@ -104,6 +105,8 @@ def test_a_consent_is_revoked_by_a_signed_call_alone(sandbox: RunningSandbox) ->
     assert call("/v2/oauth2", "nonce", shown, secret="other", userid=user)["status"] == 277
     assert call("/v2/oauth2", "nonce", shown, userid=user)["status"] == 277
     assert call("/v2/oauth2", "nonce", "made up", userid=user)["status"] == 277
+    api._nonces[old := nonce()] -= 3600
+    assert call("/v2/oauth2", "nonce", old, userid=user)["status"] == 277
     assert call("/v2/oauth2", "nonce", nonce(), userid="1")["status"] == 503
     assert oauth._read("access", token)["h"] == "ada"
     assert call("/v2/oauth2", "nonce", nonce(), userid=user) == {"status": 0, "body": {}}
