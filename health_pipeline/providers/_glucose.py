@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import Flags, flag_column, flags
 from health_pipeline.providers._local_time import (
     CIVIL,
     IMPLAUSIBLE,
@@ -108,7 +109,6 @@ _SERIAL = re.compile(r"(?<![A-Za-z0-9])(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z]|\d{7})[A
 
 Objects = npt.NDArray[np.object_]
 Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 _NONE = np.array(None, dtype=object)
@@ -117,11 +117,6 @@ _NONE = np.array(None, dtype=object)
 def absent(column: Objects) -> Flags:
     """Where a column of objects holds None."""
     return np.asarray(np.equal(column, _NONE), dtype=np.bool_)
-
-
-def flags(array: pa.Array) -> Flags:
-    """An Arrow column of booleans without nulls, as numpy has it."""
-    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 @dataclass(kw_only=True)
@@ -208,11 +203,12 @@ def split_device(name: str) -> tuple[str | None, str | None]:
 def read_numbers(text: pa.Array) -> tuple[Floats, Flags]:
     """Numbers with a decimal point or comma, NaN and False where there is none."""
     good = flags(pc.match_substring_regex(text, _NUMBER))
-    usable = text if good.all() else pc.if_else(pa.array(good), text, "nan")
+    usable = text if good.all() else text.filter(flag_column(good))
     if pc.any(pc.match_substring(usable, ",")).as_py():
         usable = pc.replace_substring(usable, ",", ".")
-    values = np.array(usable.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-    good = good & np.isfinite(values)
+    values = np.full(len(text), np.nan)
+    values[good] = usable.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    good &= np.isfinite(values)
     values[~good] = np.nan
     return values, good
 

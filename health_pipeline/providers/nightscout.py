@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import flags
 from health_pipeline.providers._delimited import read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
@@ -25,7 +26,6 @@ from health_pipeline.providers._glucose import (
     Candidates,
     Source,
     absent,
-    flags,
     load_readings,
     read_numbers,
     unit_of,
