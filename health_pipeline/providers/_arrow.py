@@ -1,7 +1,7 @@
 """Arrow columns from numpy and Python values, and back, by their buffers.
 
 `pa.array` and `pa.scalar` import pandas where it is installed, which takes more memory than all that a reader in parts
-holds; so do `to_numpy` of booleans, `as_py` of instants, and what makes a scalar of a Python value (`pc.fill_null`).
+holds; so do `to_numpy`, `as_py` of instants, and what makes a scalar of a Python value (`pc.fill_null`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ def text_column(values: Sequence[str | None]) -> pa.Array:
         [pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(content))],
         valid,
     )
+
+
+def numbers(column: pa.Array, kind: type[np.number[Any]]) -> npt.NDArray[Any]:
+    """A column of numbers of the width of `kind`, where nulls are anything, as numpy has it: read-only."""
+    if not len(column):
+        return np.zeros(0, dtype=kind)
+    return np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column)]
 
 
 def flags(column: pa.Array) -> Flags:

@@ -13,7 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from health_pipeline.providers._arrow import Flags, flag_column, flags
+from health_pipeline.providers._arrow import Flags, flag_column, flags, numbers
 from health_pipeline.providers._local_time import (
     CIVIL,
     IMPLAUSIBLE,
@@ -207,7 +207,7 @@ def read_numbers(text: pa.Array) -> tuple[Floats, Flags]:
     if pc.any(pc.match_substring(usable, ",")).as_py():
         usable = pc.replace_substring(usable, ",", ".")
     values = np.full(len(text), np.nan)
-    values[good] = usable.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values[good] = numbers(usable.cast(pa.float64()), np.float64)
     good &= np.isfinite(values)
     values[~good] = np.nan
     return values, good

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from health_pipeline.providers._apple_health_xml import Batch, Element, is_export, read_batches
-from health_pipeline.providers._arrow import flag_column, number_column, text_column
+from health_pipeline.providers._arrow import flag_column, number_column, numbers, text_column
 from health_pipeline.providers._glucose import read_numbers
 from health_pipeline.providers._json import original_json, quarantine_table
 from health_pipeline.providers._local_time import load_zone, offsets_at
@@ -428,7 +428,7 @@ def _numbers(written: list[str]) -> tuple[npt.NDArray[np.float64], Flags]:
     """Numbers, and where there is one."""
     array = text_column(written)
     try:
-        values = np.frombuffer(array.cast(pa.float64()).buffers()[1], np.float64, len(written))
+        values = numbers(array.cast(pa.float64()), np.float64)
     except (pa.ArrowInvalid, ValueError):
         return read_numbers(array)
     return values, np.isfinite(values)
