@@ -168,7 +168,7 @@ def _first(entry: Mapping[str, Any], *names: str) -> Any:
 
 
 def _texts(values: list[Mapping[str, Any]], get: Callable[[Mapping[str, Any]], Any]) -> pa.Array:
-    return pa.array([text_of(get(value)) for value in values], pa.string())
+    return pa.array([text_of(get(value)).strip() for value in values], pa.string())
 
 
 def _unit(entry: Mapping[str, Any]) -> str:
