@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import Flags, flag_column, flags, number_column, numbers
 from health_pipeline.providers._local_time import (
     CIVIL,
     IMPLAUSIBLE,
@@ -108,7 +110,6 @@ _SERIAL = re.compile(r"(?<![A-Za-z0-9])(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z]|\d{7})[A
 
 Objects = npt.NDArray[np.object_]
 Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 _NONE = np.array(None, dtype=object)
@@ -117,11 +118,6 @@ _NONE = np.array(None, dtype=object)
 def absent(column: Objects) -> Flags:
     """Where a column of objects holds None."""
     return np.asarray(np.equal(column, _NONE), dtype=np.bool_)
-
-
-def flags(array: pa.Array) -> Flags:
-    """An Arrow column of booleans without nulls, as numpy has it."""
-    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 @dataclass(kw_only=True)
@@ -151,18 +147,7 @@ class Candidates:
 
     def take(self, rows: npt.NDArray[np.int64]) -> Candidates:
         """The candidates of these rows, given in their order."""
-        if len(rows) == len(self.line):
-            return self
-        indices = pa.array(rows)
-        taken = {}
-        for name in self.__dataclass_fields__:
-            column = getattr(self, name)
-            if isinstance(column, np.ndarray):
-                column = column[rows]
-            elif isinstance(column, pa.Array):
-                column = column.take(indices)
-            taken[name] = column
-        return Candidates(**taken)
+        return Candidates(**{name: _taken(getattr(self, name), rows) for name in self.__dataclass_fields__})
 
 
 @dataclass(kw_only=True)
@@ -208,13 +193,21 @@ def split_device(name: str) -> tuple[str | None, str | None]:
 def read_numbers(text: pa.Array) -> tuple[Floats, Flags]:
     """Numbers with a decimal point or comma, NaN and False where there is none."""
     good = flags(pc.match_substring_regex(text, _NUMBER))
-    usable = text if good.all() else pc.if_else(pa.array(good), text, "nan")
+    usable = text if good.all() else text.filter(flag_column(good))
     if pc.any(pc.match_substring(usable, ",")).as_py():
         usable = pc.replace_substring(usable, ",", ".")
-    values = np.array(usable.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-    good = good & np.isfinite(values)
+    values = np.full(len(text), np.nan)
+    values[good] = numbers(usable.cast(pa.float64()), np.float64)
+    good &= np.isfinite(values)
     values[~good] = np.nan
     return values, good
+
+
+def _taken(column: Any, rows: npt.NDArray[np.int64]) -> Any:
+    """These rows of a column, given in their order; of what is no column, itself."""
+    if not isinstance(column, np.ndarray | pa.Array) or len(column) == len(rows):
+        return column
+    return column[rows] if isinstance(column, np.ndarray) else column.take(pa.array(rows))
 
 
 def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Parsed:
@@ -230,49 +223,54 @@ def load_readings(document: RawDocument, rows: Candidates, source: Source) -> Pa
     _refuse(refused, times.kind == MISSING, "missing_time")
     _refuse(refused, times.kind == UNPARSABLE, "unparsable_time")
     _refuse(refused, times.kind == IMPLAUSIBLE, "implausible_time")
-    text = strings(rows.value)
+    text = rows.value
     values, numeric = read_numbers(text)
-    censored = _censored(text)
-    words = flags(pc.is_valid(censored))
-    _refuse(refused, flags(pc.is_in(pc.utf8_lower(text), pa.array(_NOTHING))), "missing_value")
-    is_meal = flags(pc.equal(strings(rows.reading_type), MEAL))
-    _refuse(refused, ~numeric & (~words | is_meal), "unparsable_value")
+    is_meal = flags(pc.is_in(rows.reading_type, pa.array([MEAL])))
+    if numeric.all():
+        censored = pa.nulls(count, pa.string())
+    else:
+        censored = _censored(text)
+        words = flags(pc.is_valid(censored))
+        _refuse(refused, flags(pc.is_in(pc.utf8_lower(text), pa.array(_NOTHING))), "missing_value")
+        _refuse(refused, ~numeric & (~words | is_meal), "unparsable_value")
     unit, unit_known = _units(rows.unit, document.context.get("unit"), values, absent(refused) & ~is_meal)
     _refuse(refused, ~unit_known, "unknown_unit")
     instants, offset, from_record = _instants(document, rows, times, refused)
 
     kept = np.flatnonzero(absent(refused))
-    indices = pa.array(kept)
-    civil = (times.kind == CIVIL)[kept] & (not rows.times_are_utc)
-    known = (offset != NO_OFFSET)[kept]
-    device, serial = _devices(rows, indices)
-    rate = None if rows.trend_rate is None else read_numbers(strings(rows.trend_rate.take(indices)))
+    rows = rows.take(kept)
+    civil = _taken(times.kind == CIVIL, kept) & (not rows.times_are_utc)
+    known = _taken(offset != NO_OFFSET, kept)
+    device, serial = _devices(rows)
+    rate = None if rows.trend_rate is None else read_numbers(strings(rows.trend_rate))
     columns = {
-        "recorded_at": pa.array(instants.us[kept]).cast(pa.timestamp("us", "UTC")),
-        "local_time": pa.array(times.us[kept], mask=~civil).cast(pa.timestamp("us")),
-        "utc_offset_minutes": pa.array(offset[kept].astype(np.int16), mask=~known),
+        "recorded_at": number_column(_taken(instants.us, kept), pa.timestamp("us", "UTC")),
+        "local_time": number_column(_taken(times.us, kept), pa.timestamp("us"), civil),
+        "utc_offset_minutes": number_column(_taken(offset, kept).astype(np.int16), pa.int16(), known),
         "utc_offset_source": pc.if_else(
-            pa.array(known),
-            pc.if_else(pa.array(from_record[kept]), "record", "upload_zone"),
+            flag_column(known),
+            pc.if_else(flag_column(_taken(from_record, kept)), "record", "upload_zone"),
             pa.scalar(None, pa.string()),
         ),
-        "value": pa.array(values[kept], mask=~numeric[kept]),
-        "unit": unit.take(indices),
-        "value_text": text.take(indices),
-        "censored": censored.take(indices),
-        "reading_type": rows.reading_type.take(indices),
-        "trend": _optional(rows.trend, indices),
-        "trend_rate": pa.nulls(len(kept), pa.float64()) if rate is None else pa.array(rate[0], mask=~rate[1]),
+        "value": number_column(_taken(values, kept), pa.float64(), _taken(numeric, kept)),
+        "unit": _taken(unit, kept),
+        "value_text": _taken(text, kept),
+        "censored": _taken(censored, kept),
+        "reading_type": rows.reading_type,
+        "trend": _optional(rows.trend, len(kept)),
+        "trend_rate": pa.nulls(len(kept), pa.float64())
+        if rate is None
+        else number_column(rate[0], pa.float64(), rate[1]),
         "device": device,
         "device_serial": serial,
-        "record_id": _optional(rows.record_id, indices),
-        "line": pa.array(rows.line[kept]),
-        "ambiguous_time": pa.array(instants.ambiguous[kept]),
+        "record_id": _optional(rows.record_id, len(kept)),
+        "line": number_column(rows.line, pa.int32()),
+        "ambiguous_time": flag_column(_taken(instants.ambiguous, kept)),
     }
     readings = pa.table(columns, schema=READINGS_SCHEMA)
     tables = {READINGS.name: readings}
     if is_meal.any():
-        eaten = pa.array(is_meal[kept])
+        eaten = flag_column(_taken(is_meal, kept))
         meals = readings.filter(eaten).rename_columns({"value": "carbohydrates_g"})
         tables = {
             READINGS.name: readings.filter(pc.invert(eaten)),
@@ -309,7 +307,8 @@ def _quarantine(refused: Objects, entity: str, source: Source) -> pa.Table:
 
 
 def _refuse(refused: Objects, rows: Flags, reason: str) -> None:
-    refused[rows & absent(refused)] = reason
+    if rows.any():
+        refused[rows & absent(refused)] = reason
 
 
 def _censored(text: pa.Array) -> pa.Array:
@@ -389,7 +388,8 @@ def _instants(
         _refuse(refused, local, "missing_utc_offset")
     if zone is None:
         return Instants(us, offset, ambiguous), offset, from_record
-    where = np.flatnonzero(local & absent(refused))
+    usable = absent(refused)
+    where = np.flatnonzero(local & usable)
     if where.size:
         group = None
         if rows.serial is not None:
@@ -398,31 +398,31 @@ def _instants(
         clock = None if rows.clock is None else rows.clock[where]
         found = localise(us[where], zone, group=group, clock=clock)
         us[where], offset[where], ambiguous[where] = found.us, found.offset, found.ambiguous
-    unknown = np.flatnonzero((offset == NO_OFFSET) & (times.kind >= CIVIL) & absent(refused))
+    unknown = np.flatnonzero((offset == NO_OFFSET) & (times.kind >= CIVIL) & usable)
     if unknown.size:
         offset[unknown] = offsets_at(us[unknown], zone)
     return Instants(us, offset, ambiguous), offset, from_record
 
 
-def _devices(rows: Candidates, indices: pa.Array) -> tuple[pa.Array, pa.Array]:
+def _devices(rows: Candidates) -> tuple[pa.Array, pa.Array]:
     """Models and hashed serial numbers."""
-    count = len(indices)
+    count = len(rows.line)
     device, serial = pa.nulls(count, pa.string()), pa.nulls(count, pa.string())
     if rows.device is not None:
-        names = strings(rows.device.take(indices)).dictionary_encode()
+        names = strings(rows.device).dictionary_encode()
         pairs = [split_device(name) for name in names.dictionary.to_pylist()]
         device = pa.array([model for model, _ in pairs], pa.string()).take(names.indices)
         hashes = [number and hash_serial(number) for _, number in pairs]
         serial = pa.array(hashes, pa.string()).take(names.indices)
     if rows.serial is not None:
-        numbers = strings(rows.serial.take(indices)).dictionary_encode()
-        hashes = [hash_serial(number) if number else None for number in numbers.dictionary.to_pylist()]
-        serial = pc.coalesce(pa.array(hashes, pa.string()).take(numbers.indices), serial)
+        serials = strings(rows.serial).dictionary_encode()
+        hashes = [hash_serial(number) if number else None for number in serials.dictionary.to_pylist()]
+        serial = pc.coalesce(pa.array(hashes, pa.string()).take(serials.indices), serial)
     return device, serial
 
 
-def _optional(column: pa.Array | None, indices: pa.Array) -> pa.Array:
+def _optional(column: pa.Array | None, count: int) -> pa.Array:
     if column is None:
-        return pa.nulls(len(indices), pa.string())
-    texts = strings(column.take(indices))
+        return pa.nulls(count, pa.string())
+    texts = strings(column)
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)

@@ -19,6 +19,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import text_column
 from health_pipeline.providers.base import QUARANTINE_SCHEMA
 
 UTC_TIMESTAMP = pa.timestamp("us", "UTC")
@@ -134,9 +135,10 @@ def unknown_fields(records: Iterable[Any], known: Iterable[str]) -> list[str]:
 
 def quarantine_table(entity: str, rows: Iterable[tuple[str, str | None, str, str]]) -> pa.Table:
     """Rows of (reason, field, location, original) as a quarantine table."""
-    names = ("reason", "field", "location", "original")
-    return pa.Table.from_pylist(
-        [{"entity": entity, **dict(zip(names, row, strict=True))} for row in rows], schema=QUARANTINE_SCHEMA
+    found = list(rows)
+    columns = zip(*found, strict=True) if found else ((),) * 4
+    return pa.table(
+        [text_column([entity] * len(found)), *map(text_column, columns)], schema=QUARANTINE_SCHEMA
     )
 
 

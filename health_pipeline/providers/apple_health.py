@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,9 +19,9 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from health_pipeline.providers._apple_health_xml import Batch, Element, is_export, read_batches
+from health_pipeline.providers._arrow import flag_column, number_column, numbers, text_column
 from health_pipeline.providers._glucose import read_numbers
 from health_pipeline.providers._json import original_json, quarantine_table
 from health_pipeline.providers._local_time import load_zone, offsets_at
@@ -308,20 +308,13 @@ class _When:
         """The columns that all tables have, of these rows."""
         start, end = self.start[rows], self.end[rows]
         return {
-            "recorded_at": _column(start, _UTC),
-            "ended_at": pc.if_else(
-                pa.array((end == start).tolist(), pa.bool_()), pa.nulls(len(rows), _UTC), _column(end, _UTC)
-            ),
-            "device": pa.array([self.device[row] for row in rows.tolist()], pa.string()),
-            "utc_offset_minutes": _column(self.offset[rows].astype(np.int16), pa.int16()),
-            "utc_offset_source": pa.array(self.source[rows].tolist(), pa.string()),
-            "line": _column(self.line[rows], pa.int32()),
+            "recorded_at": number_column(start, _UTC),
+            "ended_at": number_column(end, _UTC, end != start),
+            "device": text_column([self.device[row] for row in rows.tolist()]),
+            "utc_offset_minutes": number_column(self.offset[rows].astype(np.int16), pa.int16()),
+            "utc_offset_source": text_column(self.source[rows].tolist()),
+            "line": number_column(self.line[rows], pa.int32()),
         }
-
-
-def _column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """Numbers as Arrow has them. `pa.array` of numpy's imports pandas, which is larger than all we hold."""
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _times(texts: Sequence[str | None]) -> tuple[Ints, Ints, npt.NDArray[np.object_]]:
@@ -415,26 +408,27 @@ def _records(
         if units[place] == "%" and metrics[row] in _FRACTIONS and values[row] <= 1:
             units[place] = "1"
     columns = {
-        "metric_type": pa.array([metrics[row] for row in rows], pa.string()),
-        "value": _column(values[kept], pa.float64()),
-        "unit": pa.array(units, pa.string()),
+        "metric_type": text_column([metrics[row] for row in rows]),
+        "value": number_column(values[kept], pa.float64()),
+        "unit": text_column(units),
         **when.columns(kept),
-        "is_user_entered": pa.array(
-            [elements[row].get("HKWasUserEntered") == "1" for row in rows], pa.bool_()
-        ),
-        "is_sensor": pa.array(
-            [metrics[row] == "blood_glucose" and _is_sensor(elements[row], when.device[row]) for row in rows],
-            pa.bool_(),
+        "is_user_entered": _flags(elements[row].get("HKWasUserEntered") == "1" for row in rows),
+        "is_sensor": _flags(
+            metrics[row] == "blood_glucose" and _is_sensor(elements[row], when.device[row]) for row in rows
         ),
     }
     return pa.table(columns, schema=RECORDS_SCHEMA)
 
 
-def _numbers(texts: list[str]) -> tuple[npt.NDArray[np.float64], Flags]:
+def _flags(values: Iterable[bool]) -> pa.Array:
+    return flag_column(np.fromiter(values, np.bool_))
+
+
+def _numbers(written: list[str]) -> tuple[npt.NDArray[np.float64], Flags]:
     """Numbers, and where there is one."""
-    array = pa.array(texts, pa.string())
+    array = text_column(written)
     try:
-        values = np.frombuffer(array.cast(pa.float64()).buffers()[1], np.float64, len(texts))
+        values = numbers(array.cast(pa.float64()), np.float64)
     except (pa.ArrowInvalid, ValueError):
         return read_numbers(array)
     return values, np.isfinite(values)
@@ -457,9 +451,9 @@ def _segments(
     _note(reason, np.array([stage is None for stage in stages], dtype=np.bool_), "unknown_sleep_stage")
     kept = _keep("sleep_segments", elements, reason, refused)
     columns = {
-        "stage": pa.array([stages[row] for row in kept.tolist()], pa.string()),
+        "stage": text_column([stages[row] for row in kept.tolist()]),
         **when.columns(kept),
-        "end_utc_offset_minutes": _column(when.end_offset[kept].astype(np.int16), pa.int16()),
+        "end_utc_offset_minutes": number_column(when.end_offset[kept].astype(np.int16), pa.int16()),
     }
     return pa.table(columns, schema=SEGMENTS_SCHEMA)
 
@@ -473,9 +467,8 @@ def _workouts(
     elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
 ) -> pa.Table:
     kept = _keep("workouts", elements, when.reason.copy(), refused)
-    rows = []
-    for row in kept.tolist():
-        each = elements[row]
+    rows: list[dict[str, float | None]] = []
+    for each in (elements[row] for row in kept.tolist()):
         by_type = {said.get("type", "").removeprefix(_QUANTITY): said for said in each["statistics"]}
         distances = [said for name, said in by_type.items() if name.startswith("Distance")]
         distance = distances[0] if distances else {}
@@ -483,7 +476,6 @@ def _workouts(
         climbed, _, climbed_unit = (each.get("HKElevationAscended") or "").partition(" ")
         rows.append(
             {
-                "activity": _word(each.get("workoutActivityType") or "other"),
                 "duration_seconds": _measure(each.get("duration"), each.get("durationUnit"), _SECONDS),
                 "active_energy_kcal": _first(
                     _measure(energy.get("sum"), energy.get("unit"), _KILOCALORIES),
@@ -500,9 +492,14 @@ def _workouts(
                 "elevation_gain_m": _measure(climbed, climbed_unit, _METERS),
             }
         )
-    own = [field for field in WORKOUTS_SCHEMA if field.name not in {each.name for each in _WHEN}]
-    told = pa.Table.from_pylist(rows, schema=pa.schema(own))
-    columns = {**when.columns(kept), **{name: told[name] for name in told.schema.names}}
+    columns = when.columns(kept)
+    columns["activity"] = text_column(
+        [_word(elements[row].get("workoutActivityType") or "other") for row in kept.tolist()]
+    )
+    for name in WORKOUTS_SCHEMA.names:
+        if name not in columns:
+            values = np.array([row[name] for row in rows], dtype=np.float64)  # None is NaN
+            columns[name] = number_column(values, pa.float64(), ~np.isnan(values))
     return pa.table({name: columns[name] for name in WORKOUTS_SCHEMA.names}, schema=WORKOUTS_SCHEMA)
 
 
@@ -534,9 +531,11 @@ def _time_zones(whens: Sequence[_When], home: ZoneInfo | None, home_name: str | 
             found |= {(hour, name): bool(same) for hour, same in zip(hours.tolist(), at_home, strict=True)}
     return pa.table(
         {
-            "recorded_at": pa.array([hour * 3_600_000_000 for hour, _ in found], pa.int64()).cast(_UTC),
-            "time_zone": pa.array([name for _, name in found], pa.string()),
-            "is_home": pa.array(list(found.values()), pa.bool_()),
+            "recorded_at": number_column(
+                np.array([hour * 3_600_000_000 for hour, _ in found], np.int64), _UTC
+            ),
+            "time_zone": text_column([name for _, name in found]),
+            "is_home": _flags(found.values()),
         },
         schema=ZONES_SCHEMA,
     )

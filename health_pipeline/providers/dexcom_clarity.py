@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import Flags, flags
 from health_pipeline.providers._delimited import TextTable, has_header, plain, read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
@@ -21,11 +22,9 @@ from health_pipeline.providers._glucose import (
     MEALS,
     READINGS,
     Candidates,
-    Flags,
     Objects,
     Source,
     absent,
-    flags,
     hash_serial,
     load_readings,
     read_numbers,

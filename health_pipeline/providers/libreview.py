@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import Flags, flags
 from health_pipeline.providers._delimited import TextTable, has_header, read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
@@ -22,10 +23,8 @@ from health_pipeline.providers._glucose import (
     MMOL_L,
     READINGS,
     Candidates,
-    Flags,
     Objects,
     Source,
-    flags,
     hash_serial,
     load_readings,
     unit_of,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from health_pipeline.providers._arrow import flags
 from health_pipeline.providers._delimited import read_table
 from health_pipeline.providers._glucose import (
     FILE_OPTIONS,
@@ -25,7 +26,6 @@ from health_pipeline.providers._glucose import (
     Candidates,
     Source,
     absent,
-    flags,
     load_readings,
     read_numbers,
     unit_of,
@@ -168,7 +168,7 @@ def _first(entry: Mapping[str, Any], *names: str) -> Any:
 
 
 def _texts(values: list[Mapping[str, Any]], get: Callable[[Mapping[str, Any]], Any]) -> pa.Array:
-    return pa.array([text_of(get(value)) for value in values], pa.string())
+    return pa.array([text_of(get(value)).strip() for value in values], pa.string())
 
 
 def _unit(entry: Mapping[str, Any]) -> str:

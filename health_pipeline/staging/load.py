@@ -20,11 +20,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from health_pipeline.providers._arrow import number_column
 from health_pipeline.providers.base import (
     ANNOUNCES_DELETION,
     DELETION_SCHEMA,
@@ -511,7 +513,7 @@ def _without_nul(table: pa.Table) -> pa.Table:
 
 def _with_provenance(table: pa.Table, schema: pa.Schema, raw_object_id: int, load_id: int) -> pa.Table:
     for name, value in (("_raw_object_id", raw_object_id), ("_load_id", load_id)):
-        table = table.append_column(name, pa.repeat(pa.scalar(value, pa.int64()), table.num_rows))
+        table = table.append_column(name, number_column(np.full(table.num_rows, value), pa.int64()))
     return table.select(schema.names).cast(schema)
 
 
@@ -520,10 +522,10 @@ def _data_days(parsed: Parsed) -> tuple[dt.date, dt.date] | None:
     bounds: list[dt.date] = []
     for table in parsed.tables.values():
         for name in _DAY_COLUMNS & set(table.schema.names):
-            ends = pc.min_max(table[name]).as_py().values()
-            bounds.extend(
-                end.date() if isinstance(end, dt.datetime) else end for end in ends if end is not None
-            )
+            ends = pc.min_max(table[name])
+            # Instants as Python has them would be by pandas.
+            days = (ends[end].cast(pa.date32()).as_py() for end in ("min", "max"))
+            bounds.extend(day for day in days if day is not None)
     return (min(bounds), max(bounds)) if bounds else None
 
 
@@ -550,25 +552,42 @@ def _append_in_parts(
     While the server takes one portion the next is read and parsed. dlt would have all of them on the disk first,
     twice, and takes more memory by itself than a portion does.
     """
-    from adbc_driver_postgresql import dbapi
+    # Not by its DB-API, which imports pandas.
+    import adbc_driver_postgresql
+    from adbc_driver_manager import (
+        INGEST_OPTION_MODE_APPEND,
+        AdbcConnection,
+        AdbcStatement,
+        StatementOptions,
+    )
 
     rows: Counter[str] = Counter()
     portion: dict[str, list[pa.Table]] = {}
     size = 0
     with ExitStack() as stack, ThreadPoolExecutor(1) as sender:
-        # To connect takes long: ADBC reads the catalogue of types.
-        opened = sender.submit(lambda: stack.enter_context(dbapi.connect(warehouse.libpq_url())))
+
+        def connect() -> AdbcConnection:
+            database = stack.enter_context(adbc_driver_postgresql.connect(warehouse.libpq_url()))
+            connection: AdbcConnection = stack.enter_context(AdbcConnection(database))
+            connection.set_autocommit(False)
+            return connection
+
+        # It takes long: ADBC reads the catalogue of types.
+        opened = sender.submit(connect)
         sent: Future[None] | None = None
 
         def send(portion: dict[str, list[pa.Table]]) -> None:
-            with opened.result().cursor() as cursor:
-                for name, tables in portion.items():
-                    cursor.adbc_ingest(
-                        name,
-                        pa.concat_tables(tables).to_reader(_SENT_ROWS),
-                        mode="append",
-                        db_schema_name=schema_name(provider.name),
+            for name, tables in portion.items():
+                with AdbcStatement(opened.result()) as statement:
+                    statement.set_options(
+                        **{
+                            StatementOptions.INGEST_MODE.value: INGEST_OPTION_MODE_APPEND,
+                            StatementOptions.INGEST_TARGET_DB_SCHEMA.value: schema_name(provider.name),
+                            StatementOptions.INGEST_TARGET_TABLE.value: name,
+                        }
                     )
+                    statement.bind_stream(pa.concat_tables(tables).to_reader(_SENT_ROWS))
+                    statement.execute_update()
 
         for name, table in parts:
             portion.setdefault(name, []).append(table)

@@ -171,8 +171,8 @@ def _child(url: str, raw: str, path: str, kind: str) -> None:
         user = ensure_user(connection, "ada", "Europe/Berlin")
     store = open_store(raw)
     provider = registry.get(kind)
-    # What every such process has imported by then; what comes in parts has no need of dlt.
-    for each in ("adbc_driver_postgresql.dbapi", *(["dlt"] if provider.parse_stream is None else [])):
+    # What every such process has imported by then; what comes in parts has no need of the others.
+    for each in ("adbc_driver_postgresql", *(["dlt", "pandas"] if provider.parse_stream is None else [])):
         importlib.import_module(each)
     began = time.perf_counter()
     if path:

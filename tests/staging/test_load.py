@@ -265,6 +265,47 @@ def test_an_upload_with_broken_text_stops_nobody(staging: Any) -> None:
     staging.assert_tidy()
 
 
+UPLOAD = """
+import sys
+from health_pipeline.connections.users import ensure_user
+from health_pipeline.ingestion.upload import upload
+from health_pipeline.raw.store import open_store
+from health_pipeline.settings import load_settings
+from health_pipeline.staging.load import stage
+from health_pipeline.warehouse.connection import open_warehouse
+
+warehouse, store = open_warehouse(), open_store(load_settings().raw_location)
+with warehouse.engine.begin() as connection:
+    user = ensure_user(connection, "ada", "Europe/London")
+taken = upload(warehouse, store, user, sys.stdin.buffer.read())
+report = stage(warehouse, store, taken.provider)
+print(report.records_loaded, report.records_quarantined, "pandas" in sys.modules)
+"""
+
+
+def test_an_apple_export_is_taken_without_the_memory_of_pandas(staging: Any) -> None:
+    """Good and bad values, times and zones, sleep and a workout: nothing of them calls for it."""
+    at = 'sourceName="Watch" startDate="2026-11-10 08:00:00 +0000" endDate="2026-11-10 08:30:00 +0000"'
+    pulse = '<Record type="HKQuantityTypeIdentifierHeartRate" unit="count/min"'
+    zone = '<MetadataEntry key="HKTimeZone" value="Europe/Berlin"/>'
+    export = f"""<HealthData>
+ {pulse} {at} value="61">{zone}</Record>
+ {pulse} {at} value="sixty"/>
+ {pulse} {at.replace("08:00:00", "8 am")} value="62"/>
+ <Record type="HKCategoryTypeIdentifierSleepAnalysis" {at} value="HKCategoryValueSleepAnalysisAsleepREM"/>
+ <Workout workoutActivityType="HKWorkoutActivityTypeRunning" {at} duration="30" durationUnit="min"/>
+</HealthData>
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOAD], input=export.encode(), capture_output=True, check=True
+    )
+    assert done.stdout.split() == [b"3", b"2", b"False"]
+    assert staging.query("select value from staging_apple_health.records") == [(61.0,)]
+    assert staging.query("select duration_seconds, distance_m from staging_apple_health.workouts") == [
+        (1800, None)
+    ]
+
+
 def test_a_lost_or_broken_object_is_named_and_the_others_are_staged(
     filled: Any, pages: Sequence[Page]
 ) -> None:
