@@ -304,6 +304,8 @@ def main() -> int:
     parser.add_argument("--between", type=float, default=8.0, help="mean seconds between kills")
     parser.add_argument("--repeats", type=int, default=5, help="each call is delivered up to so often")
     options = parser.parse_args()
+    # What is ended ends all that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chance = random.Random(options.seed)
     today = dt.datetime.now(dt.UTC).date()
     # Two days ago is over everywhere, and nothing of it changes while this runs.
