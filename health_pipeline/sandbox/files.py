@@ -1,4 +1,4 @@
-"""Glucose files as people download them: Dexcom Clarity, LibreView, Nightscout, plain CSV.
+"""Glucose files as people download them: Dexcom Clarity, LibreView, Nightscout, xDrip+, plain CSV.
 
 All write the days from `start` to `end`, both included, as the person's wall clock had them, and nothing
 after `until`. `out` is a path or a text buffer; each writer returns how many glucose readings it wrote.
@@ -287,6 +287,28 @@ def write_nightscout(
     return len(entries)
 
 
+def write_xdrip(
+    person: Person, start: dt.date, end: dt.date, out: Output, *, until: dt.datetime | None = None
+) -> int:
+    """The table in an xDrip+ export: all sensor values, then calibrations, then what was eaten and injected."""
+    life = life_of(person)
+    seen = readings(person, start, end, until=until)
+
+    def row(instant: int, *cells: object) -> str:
+        return ";".join([f"{life.timeline.local(instant):%d.%m.%Y;%H:%M}", *map(str, cells)]) + "\n"
+
+    pairs = list(zip(seen.time.tolist(), seen.mg_dl.tolist(), strict=True))
+    calibrations = pairs[100::288]
+    with _open(out) as file:
+        file.write("DAY;TIME;UDT_CGMS;BG_LEVEL;CH_GR;BOLUS;REMARK\n")
+        file.writelines(row(time, max(mg_dl, 14), "", "", "", "") for time, mg_dl in pairs)
+        file.writelines(row(time, "", mg_dl, "", "", "") for time, mg_dl in calibrations)
+        for time, grams, units in _eaten(person, life, start, end, until):
+            injected = f"{units:g}" if units else ""
+            file.write(row(time, "", "", grams, injected, 'the "usual"; with rice' if grams > 60 else ""))
+    return len(pairs) + len(calibrations)
+
+
 def write_glucose_csv(
     person: Person,
     start: dt.date,
@@ -313,5 +335,6 @@ FORMATS: dict[str, tuple[Callable[..., int], str]] = {
     "dexcom_clarity": (write_clarity, "csv"),
     "libreview": (write_libreview, "csv"),
     "nightscout": (write_nightscout, "json"),
+    "xdrip": (write_xdrip, "csv"),
     "glucose_csv": (write_glucose_csv, "csv"),
 }

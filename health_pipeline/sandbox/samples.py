@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import io
 import sys
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import orjson
 from health_pipeline.sandbox import fitbit, fitbit_takeout, garmin_connect, health_auto_export, health_connect
 from health_pipeline.sandbox.app import create_app
 from health_pipeline.sandbox.apple_health import write_apple_health
+from health_pipeline.sandbox.archives import pack
 from health_pipeline.sandbox.files import (
     Unit,
     write_clarity,
     write_glucose_csv,
     write_libreview,
     write_nightscout,
+    write_xdrip,
 )
 from health_pipeline.sandbox.fit import workout_fit
 from health_pipeline.sandbox.life import life_of
@@ -69,6 +72,10 @@ def _glucose(root: Path) -> None:
         ada, start, end, root / "libreview" / "libreview_german.csv", unit="mmol/L", language="de"
     )
     write_nightscout(dana, start, start, root / "nightscout" / "entries.json")
+    table = io.StringIO()
+    write_xdrip(dana, start, start, table)
+    packed = pack({"export20260823-093005.csv": table.getvalue().encode()})
+    (root / "xdrip" / "exportCSV20260823-093005.zip").write_bytes(packed)
 
 
 def _fitbit(root: Path) -> None:
@@ -168,6 +175,7 @@ def write_samples(root: Path) -> list[Path]:
         "libreview",
         "nightscout",
         "glucose_csv",
+        "xdrip",
     )
     for provider in folders:
         (root / provider).mkdir(parents=True, exist_ok=True)

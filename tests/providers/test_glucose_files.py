@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -19,13 +20,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from health_pipeline.providers import dexcom_clarity, glucose_csv, libreview, nightscout, registry
+from health_pipeline.providers import dexcom_clarity, glucose_csv, libreview, nightscout, registry, xdrip
 from health_pipeline.providers._local_time import localise, parse_times
 from health_pipeline.providers.base import Parsed, RawDocument, UnreadableFileError
 
 SHARED = Path(os.environ.get("HEALTH_PIPELINE_SHARED", Path(__file__).parents[3] / "shared"))
 KINDS = {
-    module.PROVIDER.name: module.PROVIDER for module in (dexcom_clarity, libreview, nightscout, glucose_csv)
+    module.PROVIDER.name: module.PROVIDER
+    for module in (dexcom_clarity, libreview, nightscout, glucose_csv, xdrip)
 }
 CLARITY_HEADER = (
     "Index,Timestamp (YYYY-MM-DDThh:mm:ss),Event Type,Event Subtype,Patient Info,Device Info,"
@@ -290,6 +292,83 @@ class TestClarity:
         parsed = parse("dexcom_clarity", "\n".join([CLARITY_HEADER, *lines]))
         assert column(parsed, "recorded_at") == [instants[i] for i in order]
         assert sum(column(parsed, "ambiguous_time")) == 24
+
+
+class TestXdrip:
+    HEADER = "DAY;TIME;UDT_CGMS;BG_LEVEL;CH_GR;BOLUS;REMARK"
+
+    def test_each_filled_cell_is_a_record_and_days_come_first(self) -> None:
+        text = (
+            f"{self.HEADER}\n"
+            "05.01.2024;08:00;112;;;;\n"
+            "05.01.2024;23:55;39;;;;\n"
+            "13.01.2024;00:00;401;;;;\n"
+            "05.01.2024;08:02;;118;;;\n"
+            '05.01.2024;12:10;;;45;3.5;Anna"s soup; with bread||and "cheese\n'
+            "05.01.2024;13:00;;;;2;\n"
+            "05.01.2024;14:00;;;0.0;0;walk; 5 km\n"
+            "05.01.2024;15:00;;;;;\n"
+        )
+        parsed = parse("xdrip", text)
+        assert list(zip(column(parsed, "recorded_at"), column(parsed, "value"), strict=True)) == [
+            (utc("2024-01-05T07:00:00"), 112),
+            (utc("2024-01-05T22:55:00"), 39),
+            (utc("2024-01-12T23:00:00"), 401),
+            (utc("2024-01-05T07:02:00"), 118),
+        ]
+        assert column(parsed, "reading_type") == ["cgm", "cgm", "cgm", "calibration"]
+        assert set(column(parsed, "unit")) == {"mg/dL"}
+        (meal,) = parsed.tables["meals"].to_pylist()
+        assert (meal["recorded_at"], meal["carbohydrates_g"]) == (utc("2024-01-05T11:10:00"), 45)
+        assert parsed.skipped == {"insulin": 2, "note": 2, "empty_row": 1}
+        assert parsed.quarantine.num_rows == 0
+        assert parsed.records_in == parsed.records_loaded + 5
+
+    def test_what_cannot_be_read_is_refused_with_its_line_and_without_remarks(self) -> None:
+        text = (
+            f"{self.HEADER}\r\n"
+            "05.01.2024;08:00;112;;;;\r\n"
+            "32.01.2024;08:05;112;;;;\r\n"
+            "05.01.2024;;112;;;;Anna\r\n"
+            "05.01.2024;08:10;lots;;much;;Anna\r\n"
+            "05.01.2024;08:15;11"
+        )
+        parsed = parse("xdrip", text)
+        assert refusals(parsed) == [
+            ("unparsable_time", "line 3"),
+            ("unparsable_time", "line 4"),
+            ("unparsable_value", "line 5"),
+            ("unparsable_value", "line 5"),
+            ("truncated_line", "line 6"),
+        ]
+        assert column(parsed, "value") == [112]
+        assert parsed.records_in == 1 + 5 + parsed.skipped["note"] == 8
+        originals = parsed.quarantine.column("original").to_pylist()
+        assert json.loads(originals[0])["DAY"] == "32.01.2024"
+        assert "Anna" not in "".join(originals)
+
+    def test_an_archive_is_known_by_its_first_member_and_read(self) -> None:
+        text = f"{self.HEADER}\n05.01.2024;08:00;112;;;;\n"
+        for members, loaded in (
+            (["export20240105-080500.csv"], 1),
+            (["export20240105-080500.csv", "other.csv"], None),
+            (["export20240105-080500.csv.txt"], None),
+        ):
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name in members:
+                    archive.writestr(name, text)
+            content = packed.getvalue()
+            assert sniffed(content[:4096]) == (None if "txt" in members[0] else "xdrip")
+            if loaded is None:
+                with pytest.raises(UnreadableFileError, match="one table"):
+                    parse("xdrip", content)
+            else:
+                assert parse("xdrip", content).records_loaded == loaded
+        assert sniffed(text.encode()) == "xdrip"
+        cut = packed.getvalue()[:60]
+        with pytest.raises(UnreadableFileError, match="cut off or damaged"):
+            parse("xdrip", cut)
 
 
 class TestLibreView:
@@ -660,12 +739,19 @@ def as_json(readings: list[tuple[dt.datetime, int]]) -> str:
     return json.dumps([{"time": f"{t:%Y-%m-%dT%H:%M:%S}Z", "glucose": v} for t, v in readings])
 
 
+def as_xdrip(readings: list[tuple[dt.datetime, int]]) -> str:
+    return "\n".join(
+        [TestXdrip.HEADER, *(f"{time:%d.%m.%Y;%H:%M};{value};;;;" for time, value in readings), ""]
+    )
+
+
 WRITERS = {
     "clarity": ("dexcom_clarity", as_clarity),
     "libreview": ("libreview", as_libreview),
     "nightscout": ("nightscout", as_nightscout),
     "csv": ("glucose_csv", as_csv),
     "json": ("glucose_csv", as_json),
+    "xdrip": ("xdrip", as_xdrip),
 }
 
 
@@ -703,6 +789,8 @@ def test_a_column_of_one_form_is_read_as_any_other(zone: str, columns: list[tupl
 @settings(max_examples=30, deadline=None)
 def test_what_was_written_is_read(form: str, readings: list[tuple[dt.datetime, int]]) -> None:
     kind, write = WRITERS[form]
+    if form == "xdrip":  # It has minutes.
+        readings = [(time.replace(second=0), value) for time, value in readings]
     parsed = parse(kind, write(readings), "UTC")
     assert column(parsed, "recorded_at") == [time.replace(tzinfo=dt.UTC) for time, _ in readings]
     assert column(parsed, "value") == [float(value) for _, value in readings]

@@ -19,6 +19,7 @@ from health_pipeline.sandbox.files import (
     write_glucose_csv,
     write_libreview,
     write_nightscout,
+    write_xdrip,
 )
 from health_pipeline.sandbox.glucose import readings
 from health_pipeline.sandbox.people import person
@@ -95,12 +96,13 @@ def test_clarity_with_spaced_time_has_one_digit_hours() -> None:
 
 def test_nothing_after_until() -> None:
     until = dt.datetime(2025, 10, 21, 12, tzinfo=dt.UTC)
-    for write in (write_clarity, write_libreview, write_nightscout, write_glucose_csv):
+    for write in (write_clarity, write_libreview, write_nightscout, write_xdrip, write_glucose_csv):
         _, whole = text_of(write, DANA)
         text, count = text_of(write, DANA, until=until)
         assert 0 < count < whole / 5
         assert "2025-10-22" not in text
         assert "22-10-2025" not in text
+        assert "22.10.2025" not in text
 
 
 def test_libreview_history_scans_and_date_orders() -> None:
@@ -144,6 +146,18 @@ def test_nightscout_entries_are_newest_first_in_mg_dl() -> None:
     assert json.loads(text_of(write_nightscout, DANA)[0]) == entries
 
 
+def test_xdrip_has_sensor_values_then_calibrations_then_meals() -> None:
+    text, count = text_of(write_xdrip, DANA)
+    rows = [line.split(";", 6) for line in text.splitlines()]
+    assert rows.pop(0) == ["DAY", "TIME", "UDT_CGMS", "BG_LEVEL", "CH_GR", "BOLUS", "REMARK"]
+    kinds = [next(place for place in (2, 3, 4) if row[place]) for row in rows]
+    assert kinds == sorted(kinds)
+    assert kinds.count(2) + kinds.count(3) == count
+    assert kinds.count(4) > 20 and any(row[6] for row in rows)
+    seen = readings(DANA, START, END)
+    assert [int(row[2]) for row in rows if row[2]] == np.maximum(seen.mg_dl, 14).tolist()
+
+
 def test_plain_csv_keeps_instants() -> None:
     rows = table(text_of(write_glucose_csv, DANA)[0])
     seen = readings(DANA, START, END)
@@ -156,7 +170,7 @@ def test_plain_csv_keeps_instants() -> None:
 
 
 def test_a_path_gives_the_same_bytes(tmp_path: Path) -> None:
-    for write in (write_clarity, write_libreview, write_nightscout, write_glucose_csv):
+    for write in (write_clarity, write_libreview, write_nightscout, write_xdrip, write_glucose_csv):
         write(DANA, START, END, tmp_path / "file")
         assert (tmp_path / "file").read_bytes().decode() == text_of(write, DANA)[0]
 
