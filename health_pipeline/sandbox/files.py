@@ -1,4 +1,4 @@
-"""Glucose files as people download them: Dexcom Clarity, LibreView, Nightscout, xDrip+, plain CSV.
+"""Glucose files as people download them: Dexcom Clarity, LibreView, Nightscout, xDrip+, Glooko, plain CSV.
 
 All write the days from `start` to `end`, both included, as the person's wall clock had them, and nothing
 after `until`. `out` is a path or a text buffer; each writer returns how many glucose readings it wrote.
@@ -307,6 +307,36 @@ def write_xdrip(
             injected = f"{units:g}" if units else ""
             file.write(row(time, "", "", grams, injected, 'the "usual"; with rice' if grams > 60 else ""))
     return len(pairs) + len(calibrations)
+
+
+def glooko_tables(person: Person, start: dt.date, end: dt.date, *, unit: Unit = "mg/dL") -> dict[str, bytes]:
+    """The tables of a Glooko export by their names in its archive: a sensor's, newest first, a meter's, and insulin."""
+    life = life_of(person)
+    seen = readings(person, start, end)
+    serial = person.uuid("glooko")[:8].upper()
+
+    def table(header: str, rows: list[tuple[int, str]]) -> bytes:
+        lines = [f"Name:{person.name},Date Range:{start} - {end}", header]
+        lines += [
+            f"{life.timeline.local(time):%Y-%m-%d %H:%M},{cells},{serial}" for time, cells in reversed(rows)
+        ]
+        return "\r\n".join([*lines, ""]).encode()
+
+    pairs = list(zip(seen.time.tolist(), seen.mg_dl.tolist(), strict=True))
+    return {
+        "CGM data/cgm_data_1.csv": table(
+            f"Timestamp,CGM Glucose Value ({unit}),Serial Number",
+            [(time, _value(min(max(mg_dl, LOWEST), HIGHEST), unit)) for time, mg_dl in pairs],
+        ),
+        "BG data/bg_data_1.csv": table(
+            f"Timestamp,Glucose Value ({unit}),Manual Reading,Serial Number",
+            [(time, f"{_value(mg_dl, unit)},M") for time, mg_dl in pairs[90::250]],
+        ),
+        "Insulin data/insulin_data_1.csv": table(
+            "Timestamp,Total Bolus (U),Serial Number",
+            [(time, f"{units:g}") for time, _, units in _eaten(person, life, start, end, None) if units],
+        ),
+    }
 
 
 def write_glucose_csv(

@@ -20,6 +20,7 @@ from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.archives import pack
 from health_pipeline.sandbox.files import (
     Unit,
+    glooko_tables,
     write_clarity,
     write_glucose_csv,
     write_libreview,
@@ -72,6 +73,10 @@ def _glucose(root: Path) -> None:
         ada, start, end, root / "libreview" / "libreview_german.csv", unit="mmol/L", language="de"
     )
     write_nightscout(dana, start, start, root / "nightscout" / "entries.json")
+    (root / "glooko" / "export_dana.zip").write_bytes(pack(glooko_tables(dana, start, start)))
+    (root / "glooko" / "cgm_data_1.csv").write_bytes(
+        glooko_tables(ada, start, start, unit="mmol/L")["CGM data/cgm_data_1.csv"]
+    )
     table = io.StringIO()
     write_xdrip(dana, start, start, table)
     packed = pack({"export20260823-093005.csv": table.getvalue().encode()})
@@ -170,6 +175,7 @@ def write_samples(root: Path) -> list[Path]:
         "fitbit",
         "fitbit_takeout",
         "garmin_connect",
+        "glooko",
         "health_auto_export",
         "health_connect",
         "libreview",

@@ -20,14 +20,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from health_pipeline.providers import dexcom_clarity, glucose_csv, libreview, nightscout, registry, xdrip
+from health_pipeline.providers import (
+    dexcom_clarity,
+    glooko,
+    glucose_csv,
+    libreview,
+    nightscout,
+    registry,
+    xdrip,
+)
 from health_pipeline.providers._local_time import localise, parse_times
 from health_pipeline.providers.base import Parsed, RawDocument, UnreadableFileError
 
 SHARED = Path(os.environ.get("HEALTH_PIPELINE_SHARED", Path(__file__).parents[3] / "shared"))
 KINDS = {
     module.PROVIDER.name: module.PROVIDER
-    for module in (dexcom_clarity, libreview, nightscout, glucose_csv, xdrip)
+    for module in (dexcom_clarity, libreview, nightscout, glucose_csv, xdrip, glooko)
 }
 CLARITY_HEADER = (
     "Index,Timestamp (YYYY-MM-DDThh:mm:ss),Event Type,Event Subtype,Patient Info,Device Info,"
@@ -369,6 +377,61 @@ class TestXdrip:
         cut = packed.getvalue()[:60]
         with pytest.raises(UnreadableFileError, match="cut off or damaged"):
             parse("xdrip", cut)
+
+
+class TestGlooko:
+    CGM = (
+        "Name:Anna Muster,Date Range:2024-01-01 - 2024-01-14\r\n"
+        "Timestamp,CGM Glucose Value (mg/dl),Serial Number\r\n"
+        "2024-01-05 08:05,114.0,ABC123\r\n"
+        "2024-01-05 08:00,112.0,ABC123\r\n"
+    )
+    METER = (
+        "Name:Anna Muster,Date Range:2024-01-01 - 2024-01-14\r\n"
+        "Timestamp,Glucose Value (mg/dl),Manual Reading,Serial Number\r\n"
+        "2024-01-05 12:00,130.0,M,ABC124\r\n"
+        "2024-01-05 13:00,lots,M,ABC124\r\n"
+    )
+    EMPTY = "".join(CGM.splitlines(keepends=True)[:2])
+    INSULIN = "Name:Anna Muster\r\nTimestamp,Total Bolus (U)\r\n2024-01-05 12:00,3\r\n2024-01-05 13:00,2\r\n"
+
+    @staticmethod
+    def packed(**members: str) -> bytes:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in members.items():
+                archive.writestr(f"Some data/{name}.csv", text)
+        return packed.getvalue()
+
+    def test_tables_of_sensor_and_meter_come_out_of_the_archive(self) -> None:
+        content = self.packed(
+            insulin_data_1=self.INSULIN, cgm_data_1=self.CGM, cgm_data_2=self.EMPTY, bg_data_1=self.METER
+        )
+        assert sniffed(content[:4096]) == "glooko"
+        parsed = parse("glooko", content)
+        assert [(row["recorded_at"], row["value"], row["reading_type"]) for row in rows(parsed)] == [
+            (utc("2024-01-05T07:05:00"), 114, "cgm"),
+            (utc("2024-01-05T07:00:00"), 112, "cgm"),
+            (utc("2024-01-05T11:00:00"), 130, "strip"),
+        ]
+        assert set(column(parsed, "unit")) == {"mg/dL"}
+        assert parsed.skipped == {"insulin": 2}
+        assert refusals(parsed) == [("unparsable_value", "bg_data_1.csv line 4")]
+        assert (parsed.records_in, parsed.records_loaded) == (6, 3)
+        everything = str(rows(parsed)) + "".join(parsed.quarantine.column("original").to_pylist())
+        assert "Anna" not in everything and "ABC12" not in everything
+
+    @pytest.mark.parametrize(("text", "kind"), [(CGM, "cgm"), (METER, "strip")])
+    def test_a_table_alone_is_known_by_its_header(self, text: str, kind: str) -> None:
+        assert sniffed(text.encode()) == "glooko"
+        assert set(column(parse("glooko", text), "reading_type")) == {kind}
+
+    def test_an_archive_without_readings_is_refused(self) -> None:
+        with pytest.raises(UnreadableFileError, match="no readings of a sensor or a meter"):
+            parse("glooko", self.packed(insulin_data_1=self.INSULIN, cgm_data_1=self.EMPTY))
+        content = self.packed(cgm_data_1=self.CGM)
+        with pytest.raises(UnreadableFileError, match="cut off or damaged"):
+            parse("glooko", content[: len(content) // 2])
 
 
 class TestLibreView:

@@ -1,0 +1,1 @@
+{{ glucose_readings_of('glooko') }}
