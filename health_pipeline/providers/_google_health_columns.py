@@ -105,7 +105,8 @@ def _of_kind(
 ) -> pa.Array:
     """From lists of objects that each speak of one kind, the number of `kind`.
 
-    None where the list is absent, 0 where it is there and does not speak of the kind.
+    None where the list is absent, 0 where it is there and does not speak of the kind, or says null of it: on this
+    wire null is what is left out.
     """
     found: list[Any] = []
     for value in values:
@@ -115,7 +116,8 @@ def _of_kind(
         if type(value) is not list:
             raise TypeError("not an array")
         of_kind = (item for item in value if dict.get(item, kind_name) == kind)
-        found.append(dict.get(next(of_kind, {}), value_name, "0"))
+        number = dict.get(next(of_kind, {}), value_name)
+        found.append("0" if number is None else number)
     return _whole_numbers(number_type, found)
 
 

@@ -215,6 +215,14 @@ def test_numbers_that_are_0_are_left_out_by_the_wire() -> None:
             [
                 of_day(activeMinutes={"activeMinutesRollupByActivityLevel": levels}),
                 of_day(activeMinutes={}),
+                of_day(
+                    activeMinutes={
+                        "activeMinutesRollupByActivityLevel": [
+                            {"activityLevel": "LIGHT", "activeMinutesSum": None},
+                            {"activityLevel": "MODERATE", "activeMinutesSum": "7"},
+                        ]
+                    }
+                ),
             ],
         ),
         "active_minutes",
@@ -222,6 +230,7 @@ def test_numbers_that_are_0_are_left_out_by_the_wire() -> None:
     assert [(row["light_minutes"], row["moderate_minutes"], row["vigorous_minutes"]) for row in minutes] == [
         (0, 0, 12),
         (0, 0, 0),
+        (0, 7, 0),
     ]
     assert rows(parse("steps", [{"steps": {"interval": INTERVAL}}]), "steps")[0]["steps"] == 0
 
