@@ -344,8 +344,9 @@ class Webhook:
 
     `verify(request, secrets)` is True where one of the active secrets (shared secrets, or public keys as the
     vendor publishes them) proves the call; it looks at nothing in the body but its bytes. `secret_path` is
-    True where the vendor signs nothing, and an unguessable path has to do. `events(body)` reads a verified
-    body and raises ValueError where it is none. `challenge(request, secrets)` answers a subscription's
+    True where the vendor signs nothing, and an unguessable path has to do. `verify_configured` is asked besides
+    where HEALTH_PIPELINE_<PROVIDER>_WEBHOOK_SECRET is set: for signatures that are not documented. `events(body)`
+    reads a verified body and raises ValueError where it is none. `challenge(request, secrets)` answers a subscription's
     handshake with (status, content type, body), and is None where the vendor has none or the request is no
     handshake. `status` is what the vendor wants to hear, `refusal` what it wants for a bad signature.
     `deletes_records` is True where notices of deletion name the records: then these are gone for good.
@@ -359,6 +360,7 @@ class Webhook:
     events: Callable[[bytes], tuple[Event, ...]]
     verify: Callable[[WebhookRequest, Sequence[str]], bool] | None = None
     secret_path: bool = False
+    verify_configured: Callable[[WebhookRequest, Sequence[str]], bool] | None = None
     challenge: Callable[[WebhookRequest, Sequence[str]], tuple[int, str, bytes] | None] | None = None
     status: int = 200
     refusal: int = 400

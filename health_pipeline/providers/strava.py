@@ -36,6 +36,7 @@ from health_pipeline.providers._json import (
     unknown_fields,
 )
 from health_pipeline.providers._strava_subscriptions import SUBSCRIPTIONS
+from health_pipeline.providers._timed_signature import proves
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -398,6 +399,11 @@ def _heart_rate(streams: pa.Table, context: Mapping[str, str]) -> pa.Table | Non
     return table.filter(bpm.is_valid()).cast(_STREAM_SCHEMA)
 
 
+def verify_configured(request: WebhookRequest, secrets: Sequence[str]) -> bool:
+    """X-Strava-Signature as live calls carry it: `t=…,v1=…` (see `_timed_signature`). Its key is disputed."""
+    return proves(request.header("x-strava-signature") or "", request, secrets)
+
+
 def challenge(request: WebhookRequest, secrets: Sequence[str]) -> tuple[int, str, bytes] | None:
     """The handshake of a subscription: `hub.challenge` back, for one of our verify tokens."""
     asked = request.query.get("hub.challenge")
@@ -457,11 +463,13 @@ PROVIDER = Provider(
     budgets=(Budget(100, _QUARTER_HOUR), Budget(1000, _DAY)),
     limit_signal="429, and X-(Read)RateLimit-Usage as high as -Limit, by quarter hour and UTC day",
     interpret=interpret,
-    # Deliveries may carry X-Strava-Signature, but its key is not documented: the path has to do.
+    # Deliveries may carry X-Strava-Signature, but its key is not documented: the path has to do, until
+    # somebody who knows the key configures it.
     webhook=Webhook(
         carries="notice",
-        scheme="secret path",
+        scheme="secret path; with a configured secret HMAC-SHA256 of `t.body` in X-Strava-Signature, too",
         secret_path=True,
+        verify_configured=verify_configured,
         events=events,
         challenge=challenge,
         deletes_records=True,

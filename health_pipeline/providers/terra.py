@@ -8,8 +8,6 @@ client secret the API key; the secret that webhooks are signed with is a third o
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import hmac
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from health_pipeline.providers._glucose import READINGS_SCHEMA
 from health_pipeline.providers._json import MalformedBodyError, load_object
 from health_pipeline.providers._terra_columns import SAMPLE_SCHEMA, SCHEMAS
 from health_pipeline.providers._terra_records import parse
+from health_pipeline.providers._timed_signature import proves
 from health_pipeline.providers.base import (
     Account,
     Budget,
@@ -42,7 +41,6 @@ _WINDOW_DAYS = 14
 #: A connection may ask for 6000 days an hour.
 _REQUESTS_AN_HOUR = 6000 // (_WINDOW_DAYS + 2)
 #: How old a webhook's signature may be, seconds.
-_TOLERANCE = 300
 
 _DATA_EVENTS = ("activity", "body", "daily", "sleep")
 _WITHDRAWN = ("deauth", "access_revoked")
@@ -159,22 +157,12 @@ def _finish(query: Mapping[str, str]) -> Account:
 
 
 def verify(request: WebhookRequest, secrets: Sequence[str]) -> bool:
-    """`t=<seconds>,v1=<hex>[,v1=…]`: HMAC-SHA256 of "t.body"; a call older than five minutes is refused.
+    """HMAC-SHA256 of "t.body" (see `_timed_signature`); a call older than five minutes is refused.
 
     Terra sends the header under two names and says that the newer will stay.
     """
     said = request.header("x-terra-signature") or request.header("terra-signature") or ""
-    parts = [part.strip().partition("=") for part in said.split(",")]
-    times = [value for name, _, value in parts if name == "t"]
-    if len(times) != 1 or not (times[0].isascii() and times[0].isdecimal() and len(times[0]) <= 12):
-        return False
-    if abs(request.received_at.timestamp() - int(times[0])) > _TOLERANCE:
-        return False
-    message = times[0].encode() + b"." + request.body
-    expected = [hmac.new(secret.encode(), message, hashlib.sha256).hexdigest().encode() for secret in secrets]
-    given = [value.encode() for name, _, value in parts if name == "v1"]
-    # All are compared, so that the time taken tells nothing.
-    return sum(hmac.compare_digest(one, other) for one in expected for other in given) > 0
+    return proves(said, request, secrets)
 
 
 def disconnect(client: ApiClient) -> None:

@@ -84,10 +84,12 @@ class Receiver:
         clock: Clock,
         metrics: Metrics,
         calls_per_second: float,
+        configured_of: SecretsOf,
     ) -> None:
         self._engine = engine
         self._store = store
         self._secrets_of = secrets_of
+        self._configured_of = configured_of
         self._clock = clock
         self._metrics = metrics
         self._bodies = Bodies(_FREE_BODY_BYTES, _SHARED_BODY_BYTES)
@@ -151,6 +153,12 @@ class Receiver:
         if request.method != "POST":
             raise RefusedError(405, "method_not_allowed", "events are posted")
         if webhook.verify is not None and not webhook.verify(call, secrets):
+            raise RefusedError(webhook.refusal, "invalid_signature", "the signature does not prove this body")
+        if (
+            webhook.verify_configured is not None
+            and (configured := self._configured_of(provider))
+            and not webhook.verify_configured(call, configured)
+        ):
             raise RefusedError(webhook.refusal, "invalid_signature", "the signature does not prove this body")
         # Of proved calls alone: what nothing proves must not use up what the provider may send.
         if wait := self._buckets[provider.name].take():
@@ -255,9 +263,11 @@ def create_app(
     metrics: Metrics | None = None,
     tells_metrics: bool = True,
     calls_per_second: float = CALLS_PER_SECOND,
+    configured_of: SecretsOf = lambda _: (),
     api: ASGIApp | None = None,
 ) -> Starlette:
-    """The ASGI app. `secrets_of` gives the active secrets of a provider, newest first.
+    """The ASGI app. `secrets_of` gives the active secrets of a provider, newest first; `configured_of` those of them
+    that somebody has set as the vendor's own.
 
     `tells_metrics` is False where `/metrics` is at another address; `api` has the paths that are none of these.
     """
@@ -268,6 +278,7 @@ def create_app(
         clock or (lambda: dt.datetime.now(dt.UTC)),
         metrics or Metrics(engine),
         calls_per_second,
+        configured_of,
     )
     methods = ["GET", "POST"]
     routes = [

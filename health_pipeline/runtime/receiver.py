@@ -52,6 +52,7 @@ def run_receiver(
         metrics=metrics,
         tells_metrics=settings.metrics_listen is None,
         calls_per_second=settings.webhook_rate,
+        configured_of=lambda provider: settings.webhook_secrets(provider.name),
         api=create_api(house),
     )
     if settings.metrics_listen is not None and settings.metrics_listen != "off":

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from health_pipeline.connections.callback import path_token
 from health_pipeline.ingestion.events import Accepted
 from health_pipeline.providers.registry import all_providers, get
 from health_pipeline.raw.store import RawStore
@@ -363,6 +364,43 @@ def test_whatever_is_damaged_is_refused(desk: Desk, name: str) -> None:
 @each_signed
 def test_ten_thousand_damaged_calls_are_refused(desk: Desk, name: str) -> None:
     fuzz(desk, name, 10_000)
+
+
+def test_stravas_signature_counts_where_its_secret_is_configured(desk: Desk) -> None:
+    """By the unguessable path alone where it is not: the vendor does not say what it signs with."""
+    call = desk.calls("strava")[0]
+    path = f"/webhooks/strava/{path_token(SECRET, 'strava')}"
+    now = int(desk.sandbox.app.state.sandbox.now().timestamp())
+
+    def signed(body: bytes, secret: str, at: int = now) -> dict[str, str]:
+        proof = hmac.digest(secret.encode(), f"{at}.".encode() + body, hashlib.sha256).hex()
+        return {"content-type": "application/json", "x-strava-signature": f"t={at},v1={proof}"}
+
+    def post(body: bytes, headers: dict[str, str], configured: list[str]) -> int:
+        app = create_app(
+            Untouchable(),  # type: ignore[arg-type]
+            Untouchable(),  # type: ignore[arg-type]
+            lambda _: [SECRET],
+            desk.sandbox.app.state.sandbox.now,
+            configured_of=lambda _: configured,
+        )
+        with TestClient(app) as client:
+            return client.post(path, content=body, headers=headers).status_code
+
+    plain = {"content-type": "application/json"}
+    for headers in (plain, signed(call.body, "another's"), signed(call.body, "signing")):
+        assert post(call.body, headers, []) == 200
+    assert post(call.body, signed(call.body, "signing"), ["newer", "signing"]) == 200
+    taken = len(desk.taken)
+    for body, headers in (
+        (call.body, plain),
+        (call.body, signed(call.body, SECRET)),
+        (call.body, signed(call.body, "signing", now - 305)),
+        (call.body + b" ", signed(call.body, "signing")),
+        (call.body, signed(call.body, "signing") | {"x-strava-signature": ""}),
+    ):
+        assert post(body, headers, ["signing"]) == 400
+    assert len(desk.taken) == taken, "it was taken, and read"
 
 
 def test_googles_calls_are_kept(
