@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,6 +146,26 @@ def test_a_new_relation_is_closed_until_it_is_secured(filled: Lab) -> None:
             assert _users(connection, "health.added_2026") == seen
             connection.exec_driver_sql("reset role")
         connection.rollback()
+
+
+def test_a_table_is_secured_beside_one_that_gathers_its_statistics(lab: Lab) -> None:
+    """`analyze`, as autovacuum does it too, writes the table's row in `pg_class` while it holds the table."""
+    lab.execute("create schema if not exists health; create table health.busy (user_id integer)")
+    engine = lab.warehouse.engine
+    with ThreadPoolExecutor(1) as pool, engine.connect() as analysing:
+        analysing.exec_driver_sql("lock table health.busy in share update exclusive mode")
+        securing = pool.submit(lab.execute, "select ops.secure_table('health.busy')")
+        while (
+            not securing.done()
+            and not lab.one("select exists (select from pg_locks where not granted) as it")["it"]
+        ):
+            time.sleep(0.01)
+        analysing.exec_driver_sql("analyze health.busy")
+        analysing.commit()
+        securing.result(timeout=30)
+    assert lab.one("select relrowsecurity from pg_class where oid = 'health.busy'::regclass")[
+        "relrowsecurity"
+    ]
 
 
 def test_person_without_a_name_sees_nothing(filled: Lab) -> None:
