@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from health_pipeline.providers._apple_health_xml import Batch, Element, is_export, read_batches
+from health_pipeline.providers._apple_health_xml import Batch, Element, Records, is_export, read_batches
 from health_pipeline.providers._arrow import flag_column, number_column, numbers, text_column
 from health_pipeline.providers._glucose import read_numbers
 from health_pipeline.providers._json import original_json, quarantine_table
@@ -213,11 +213,16 @@ def sniff(head: bytes) -> float:
 
 
 def _read(batch: Batch, zone: ZoneInfo | None, zone_name: str | None, *, cut: bool) -> Parsed:
-    records = [each for each in batch.records if each.get("type") != _SLEEP]
-    segments = [each for each in batch.records if each.get("type") == _SLEEP]
-    refused: list[tuple[str, str, str | None, Element]] = []
-    when = {"records": _When(records, zone), "sleep_segments": _When(segments, zone)}
-    when["workouts"] = _When(batch.workouts, zone)
+    records, segments = batch.records, Records()
+    if _SLEEP in (kinds := batch.records.kind):
+        records = batch.records.of([row for row, kind in enumerate(kinds) if kind != _SLEEP])
+        segments = batch.records.of([row for row, kind in enumerate(kinds) if kind == _SLEEP])
+    refused: list[_Refusal] = []
+    when = {
+        "records": _When.of_records(records, zone),
+        "sleep_segments": _When.of_records(segments, zone),
+        "workouts": _When.of_workouts(batch.workouts, zone),
+    }
     tables = {
         "records": _records(records, when["records"], refused),
         "sleep_segments": _segments(segments, when["sleep_segments"], refused),
@@ -268,12 +273,25 @@ def _original(element: Element) -> Mapping[str, object]:
     return {name: str(element[name])[:_LONGEST_ORIGINAL] for name in kept if name in element}
 
 
+#: Entity, reason, field, and what was refused.
+_Refusal = tuple[str, str, str | None, Element]
+
+
 class _When:
     """When and by what the elements were recorded, and where that cannot be told."""
 
-    def __init__(self, elements: Sequence[Element], zone: ZoneInfo | None) -> None:
-        self.start, printed, self.reason = _times([each.get("startDate") for each in elements])
-        self.end, _, end_reason = _times([each.get("endDate") for each in elements])
+    def __init__(
+        self,
+        start: Sequence[str | None],
+        end: Sequence[str | None],
+        device: list[str],
+        line: Sequence[int],
+        zone_names: Mapping[int, str],
+        zone: ZoneInfo | None,
+    ) -> None:
+        """`zone_names` are those that the elements themselves name, by row."""
+        self.start, printed, self.reason = _times(start)
+        self.end, _, end_reason = _times(end)
         for row in np.flatnonzero(np.not_equal(end_reason, "")).tolist():
             # Without an end it is of an instant.
             if end_reason[row] == "missing_time":
@@ -282,18 +300,17 @@ class _When:
                 self.reason[row] = end_reason[row]
         backwards = (self.end < self.start) & (self.reason == "")
         self.reason[backwards] = "ends_before_start"
-        self.device = [device_of(each.get("sourceName"), each.get("device")) for each in elements]
-        self.line = np.array([each["line"] for each in elements], dtype=np.int32)
-        named = [(row, each["HKTimeZone"]) for row, each in enumerate(elements) if "HKTimeZone" in each]
+        self.device = device
+        self.line = np.array(line, dtype=np.int32)
         self.offset, self.end_offset = printed, printed.copy()
-        self.source = np.full(len(elements), "export", dtype=object)
-        if zone is not None and len(elements):
+        self.source = _all(len(line), "export")
+        if zone is not None and len(line):
             self.offset, self.end_offset = (
                 offsets_at(each, zone).astype(np.int64) for each in (self.start, self.end)
             )
-            self.source[:] = "upload_zone"
+            self.source.fill("upload_zone")
         by_zone: dict[str, list[int]] = {}
-        for row, name in named:
+        for row, name in zone_names.items():
             by_zone.setdefault(name, []).append(row)
         self.zones: dict[str, Ints] = {}
         for name, rows in by_zone.items():
@@ -303,6 +320,25 @@ class _When:
                 self.end_offset[where] = offsets_at(self.end[where], own)
                 self.source[where] = "record"
                 self.zones[name] = where
+
+    @classmethod
+    def of_records(cls, records: Records, zone: ZoneInfo | None) -> _When:
+        device = [device_of(*said) for said in zip(records.source_name, records.details, strict=True)]
+        zone_names = {
+            row: said["HKTimeZone"] for row, said in records.metadata.items() if "HKTimeZone" in said
+        }
+        return cls(records.start, records.end, device, records.line, zone_names, zone)
+
+    @classmethod
+    def of_workouts(cls, workouts: Sequence[Element], zone: ZoneInfo | None) -> _When:
+        return cls(
+            [each.get("startDate") for each in workouts],
+            [each.get("endDate") for each in workouts],
+            [device_of(each.get("sourceName"), each.get("device")) for each in workouts],
+            [each["line"] for each in workouts],
+            {row: each["HKTimeZone"] for row, each in enumerate(workouts) if "HKTimeZone" in each},
+            zone,
+        )
 
     def columns(self, rows: Ints) -> dict[str, Any]:
         """The columns that all tables have, of these rows."""
@@ -320,9 +356,9 @@ class _When:
 def _times(texts: Sequence[str | None]) -> tuple[Ints, Ints, npt.NDArray[np.object_]]:
     """`2026-11-20 09:00:00 +0100` as microseconds of UTC and minutes of offset; else a reason why not."""
     count = len(texts)
-    reason = np.full(count, "", dtype=object)
-    width = [text if text is not None and len(text) == 25 and text.isascii() else "" for text in texts]
-    cells = np.array(width, dtype="S25").view(np.uint8).reshape(count, 25).astype(np.int16)
+    reason = _all(count, "")
+    width = [text if text is not None and len(text) == 25 and text.isascii() else _NO_TIME for text in texts]
+    cells = np.frombuffer("".join(width).encode(), np.uint8).reshape(count, 25).astype(np.int16)
     digits = cells[:, _DIGITS] - 48
     good = ((digits >= 0) & (digits <= 9)).all(axis=1)
     good &= (cells[:, _MARKS] == _MARK_BYTES).all(axis=1) & np.isin(cells[:, 20], (43, 45))
@@ -340,13 +376,15 @@ def _times(texts: Sequence[str | None]) -> tuple[Ints, Ints, npt.NDArray[np.obje
     plausible = (year >= _FIRST_YEAR) & (year <= _LAST_YEAR)
     reason[~(good & valid)] = "unparsable_time"
     reason[good & valid & ~plausible] = "implausible_time"
-    reason[np.array([not text for text in texts], dtype=np.bool_)] = "missing_time"
+    if not all(texts):
+        reason[np.array([not text for text in texts], dtype=np.bool_)] = "missing_time"
     offset = (zone_hour * 60 + zone_minute) * np.where(cells[:, 20] == 45, -1, 1)
     seconds = ((first + day - 1) * 24 + hour) * 3600 + minute * 60 + second - offset * 60
     us = np.where(reason == "", seconds * 1_000_000, 0)
     return us, np.where(reason == "", offset, 0), reason
 
 
+_NO_TIME = " " * 25
 _DIGITS = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18, 21, 22, 23, 24]
 _MARKS = [4, 7, 10, 13, 16, 19]
 _MARK_BYTES = np.frombuffer(b"-- :: ", dtype=np.uint8)
@@ -360,16 +398,11 @@ def _zone(name: str) -> ZoneInfo | None:
         return None
 
 
-def device_of(source_name: str | None, device: str | None) -> str:
-    """A source's name with the hardware behind it: `Ada's Apple Watch (Watch6,2)`."""
-    # The address before the first comma is another in every export, and often in every record.
-    return _device_of(source_name or "", "" if device is None else device[device.find(",") :])
-
-
 @lru_cache(maxsize=4096)
-def _device_of(source_name: str, details: str) -> str:
-    name = " ".join(source_name.split())
-    found = _HARDWARE.search(details)
+def device_of(source_name: str | None, details: str | None) -> str:
+    """A source's name with the hardware behind it: `Ada's Apple Watch (Watch6,2)`."""
+    name = " ".join((source_name or "").split())
+    found = _HARDWARE.search(details or "")
     hardware = found.group(1).strip() if found else ""
     return f"{name} ({hardware})" if hardware and name else name or hardware or "unknown"
 
@@ -385,37 +418,43 @@ def _unit(metric: str, unit: str | None) -> str | None:
     return _UCUM.get(text, text)
 
 
-def _records(
-    elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
-) -> pa.Table:
-    metrics = [_METRIC_OF.get(each.get("type", "")) for each in elements]
-    texts = [each.get("value") for each in elements]
-    for row, metric in enumerate(metrics):
-        if metric == "stand_hours":
-            texts[row] = _STOOD.get(texts[row] or "", texts[row])
+def _records(records: Records, when: _When, refused: list[_Refusal]) -> pa.Table:
+    metrics = [_METRIC_OF.get(kind or "") for kind in records.kind]
+    texts = records.value
+    if "stand_hours" in metrics:
+        texts = [
+            _STOOD.get(text or "", text) if metric == "stand_hours" else text
+            for metric, text in zip(metrics, texts, strict=True)
+        ]
     filled = ["" if text is None else text.strip() for text in texts]
     values, numeric = _numbers(filled)
     reason = when.reason.copy()
-    missing = np.array([not text for text in filled], dtype=np.bool_)
-    _note(reason, np.array([metric is None for metric in metrics], dtype=np.bool_), "missing_type")
-    _note(reason, missing, "missing_value")
+    if None in metrics:
+        _note(reason, np.array([metric is None for metric in metrics], dtype=np.bool_), "missing_type")
+    if "" in filled:
+        _note(reason, np.array([not text for text in filled], dtype=np.bool_), "missing_value")
     _note(reason, ~numeric, "unparsable_value")
-    kept = _keep("records", elements, reason, refused)
+    kept = _keep("records", reason, refused, records.element)
     rows = kept.tolist()
-    units = [_unit(metrics[row] or "", elements[row].get("unit")) for row in rows]
-    for place, row in enumerate(rows):
-        # HealthKit's percent is a fraction, and some apps did not know.
-        if units[place] == "%" and metrics[row] in _FRACTIONS and values[row] <= 1:
-            units[place] = "1"
+    units = [_unit(metrics[row] or "", records.unit[row]) for row in rows]
+    if "%" in units:
+        for place, row in enumerate(rows):
+            # HealthKit's percent is a fraction, and some apps did not know.
+            if units[place] == "%" and metrics[row] in _FRACTIONS and values[row] <= 1:
+                units[place] = "1"
+    typed_in, is_sensor = np.zeros(len(records), dtype=np.bool_), np.zeros(len(records), dtype=np.bool_)
+    typed_in[[row for row, said in records.metadata.items() if said.get("HKWasUserEntered") == "1"]] = True
+    if "blood_glucose" in metrics:
+        for row, metric in enumerate(metrics):
+            said = records.metadata.get(row, {})
+            is_sensor[row] = metric == "blood_glucose" and _is_sensor(said, when.device[row])
     columns = {
         "metric_type": text_column([metrics[row] for row in rows]),
         "value": number_column(values[kept], pa.float64()),
         "unit": text_column(units),
         **when.columns(kept),
-        "is_user_entered": _flags(elements[row].get("HKWasUserEntered") == "1" for row in rows),
-        "is_sensor": _flags(
-            metrics[row] == "blood_glucose" and _is_sensor(elements[row], when.device[row]) for row in rows
-        ),
+        "is_user_entered": flag_column(typed_in[kept]),
+        "is_sensor": flag_column(is_sensor[kept]),
     }
     return pa.table(columns, schema=RECORDS_SCHEMA)
 
@@ -434,22 +473,19 @@ def _numbers(written: list[str]) -> tuple[npt.NDArray[np.float64], Flags]:
     return values, np.isfinite(values)
 
 
-def _is_sensor(record: Element, device: str) -> bool:
+def _is_sensor(metadata: Mapping[str, str], device: str) -> bool:
     """Whether a glucose value is a sensor's: nobody typed it in, or told the meal, and its app is one of theirs."""
-    typed = record.get("HKWasUserEntered") == "1" or "HKBloodGlucoseMealTime" in record
+    typed = metadata.get("HKWasUserEntered") == "1" or "HKBloodGlucoseMealTime" in metadata
     return not typed and _SENSORS.search(device) is not None
 
 
-def _segments(
-    elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
-) -> pa.Table:
+def _segments(records: Records, when: _When, refused: list[_Refusal]) -> pa.Table:
     stages = [
-        _STAGES.get((each.get("value") or "").removeprefix("HKCategoryValueSleepAnalysis"))
-        for each in elements
+        _STAGES.get((value or "").removeprefix("HKCategoryValueSleepAnalysis")) for value in records.value
     ]
     reason = when.reason.copy()
     _note(reason, np.array([stage is None for stage in stages], dtype=np.bool_), "unknown_sleep_stage")
-    kept = _keep("sleep_segments", elements, reason, refused)
+    kept = _keep("sleep_segments", reason, refused, records.element)
     columns = {
         "stage": text_column([stages[row] for row in kept.tolist()]),
         **when.columns(kept),
@@ -463,10 +499,8 @@ _KILOCALORIES = {"kcal": 1.0, "Cal": 1.0, "kJ": 1 / 4.184, "cal": 0.001}
 _SECONDS = {"s": 1.0, "min": 60.0, "hr": 3600.0}
 
 
-def _workouts(
-    elements: list[Element], when: _When, refused: list[tuple[str, str, str | None, Element]]
-) -> pa.Table:
-    kept = _keep("workouts", elements, when.reason.copy(), refused)
+def _workouts(elements: list[Element], when: _When, refused: list[_Refusal]) -> pa.Table:
+    kept = _keep("workouts", when.reason.copy(), refused, elements.__getitem__)
     rows: list[dict[str, float | None]] = []
     for each in (elements[row] for row in kept.tolist()):
         by_type = {said.get("type", "").removeprefix(_QUANTITY): said for said in each["statistics"]}
@@ -541,6 +575,12 @@ def _time_zones(whens: Sequence[_When], home: ZoneInfo | None, home_name: str | 
     )
 
 
+def _all(count: int, word: str) -> npt.NDArray[np.object_]:
+    words = np.empty(count, dtype=object)
+    words.fill(word)
+    return words
+
+
 def _note(reason: npt.NDArray[np.object_], rows: Flags, word: str) -> None:
     reason[rows & (reason == "")] = word
 
@@ -550,14 +590,14 @@ _FIELDS = {"time": "startDate", "start": "endDate", "value": "value", "stage": "
 
 def _keep(
     entity: str,
-    elements: list[Element],
     reason: npt.NDArray[np.object_],
-    refused: list[tuple[str, str, str | None, Element]],
+    refused: list[_Refusal],
+    element: Callable[[int], Element],
 ) -> Ints:
     """The rows without a reason against them; the others are refused."""
     for row in np.flatnonzero(reason != "").tolist():
         word = str(reason[row])
-        refused.append((entity, word, _FIELDS.get(word.rsplit("_", 1)[-1]), elements[row]))
+        refused.append((entity, word, _FIELDS.get(word.rsplit("_", 1)[-1]), element(row)))
     return np.flatnonzero(reason == "")
 
 

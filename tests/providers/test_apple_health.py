@@ -223,6 +223,12 @@ class TestFiles:
         assert [row["line"] for row in rows(parsed)] == [4, 5, 7, 12]
         assert rows(parsed)[1]["device"].startswith("Ada")
 
+    def test_a_tag_that_is_never_closed_costs_itself_alone(self) -> None:
+        good = record("HeartRate", "60", "count/min").replace('device="', 'sourceVersion="1" device="')
+        parsed = parse(export(good, " <Workout", good, good))
+        assert [row["line"] for row in rows(parsed)] == [4, 6, 7]
+        assert refused(parsed) == [("malformed_xml", "line 6")]
+
     def test_a_file_that_is_cut_off_gives_what_it_holds(self) -> None:
         content = export(*[record("HeartRate", str(60 + n), "count/min") for n in range(10)])
         for cut in (
@@ -324,6 +330,87 @@ class TestFiles:
         for _ in range(20):
             part = next(parts)
             assert 500 <= part.records_loaded < 20_000
+
+
+NAMES = st.sampled_from(["Ada\u2019s\u00a0Watch", "R&amp;D &quot;x&quot;", "a &#8211; b", "Health Mate"])
+DEVICES = st.sampled_from(
+    [
+        None,
+        "no comma",
+        "&lt;&lt;HKDevice: 0x1&gt;, name:Watch, hardware:Watch6,2, software:10.1&gt;",
+        "x, hardware:R&amp;D, model:a&gt;",
+    ]
+)
+KINDS = st.sampled_from(
+    ["HeartRate", "BloodGlucose", "OxygenSaturation", "StepCount", "WalkingSpeed", "NoSuch"]
+)
+UNITS = st.sampled_from([None, "count/min", "mmol&lt;180.155&gt;/L", "%", "mg/dL"])
+STARTS = st.sampled_from(
+    ["2026-07-01 08:00:00 +0200", "2026-03-29 02:30:00 +0100", "2026-02-30 08:00:00 +0100", "yesterday"]
+)
+ENDS = st.sampled_from(
+    ["2026-07-01 08:05:00 +0200", "2026-03-29 02:31:00 +0100", "1500-01-01 00:00:00 +0000"]
+)
+WRITTEN = st.sampled_from([None, "60", " 5.5 ", "0.97", "six", "1e400"])
+METADATA = st.sampled_from(
+    [
+        ("HKTimeZone", "America/New_York"),
+        ("HKTimeZone", "Nowhere/At_All"),
+        ("HKWasUserEntered", "1"),
+        ("HKBloodGlucoseMealTime", "2"),
+        ("com.example.note", "a &lt; b"),
+    ]
+)
+
+
+@st.composite
+def plain_records(draw: st.DrawFn) -> str:
+    """A record as phones write it, on one line or with its metadata on lines of their own."""
+    attributes = {
+        "sourceVersion": draw(st.sampled_from([None, "10.1"])),
+        "device": draw(DEVICES),
+        "unit": draw(UNITS),
+        "creationDate": draw(st.sampled_from([None, "2026-07-01 08:05:00 +0200"])),
+        "startDate": draw(STARTS),
+        "endDate": draw(ENDS),
+        "value": draw(WRITTEN),
+    }
+    said = "".join(f' {name}="{text}"' for name, text in attributes.items() if text is not None)
+    metadata = draw(st.lists(METADATA, max_size=2, unique_by=lambda entry: entry[0]))
+    entries = [f'\n  <MetadataEntry key="{key}" value="{value}"/>' for key, value in metadata]
+    end = f">{''.join(entries)}\n </Record>" if metadata else "/>"
+    return f' <Record type="{QUANTITY}{draw(KINDS)}" sourceName="{draw(NAMES)}"{said}{end}'
+
+
+OTHER_LINES = st.sampled_from(
+    [
+        "",
+        ' <Correlation type="HKCorrelationTypeIdentifierBloodPressure">',
+        " </Correlation>",
+        ' <ActivitySummary dateComponents="2026-07-01"/>',
+        f' <Record type="{QUANTITY}HeartRate" value="1 < 2"/>',
+        f' <Workout workoutActivityType="HKWorkoutActivityTypeRunning" {AT}>\n  <WorkoutStatistics '
+        f'type="{QUANTITY}HeartRate" {AT} average="140" unit="count/min"/>\n </Workout>',
+        f' <Record type="{QUANTITY}HeartRate" {AT} value="61" unit="count/min">\n  <HeartRateVariability'
+        'MetadataList>\n   <InstantaneousBeatsPerMinute bpm="60"/>\n  </HeartRateVariabilityMetadataList>\n </Record>',
+    ]
+)
+
+
+@given(
+    st.lists(st.one_of(plain_records(), OTHER_LINES), max_size=12), st.sampled_from([None, "Europe/Berlin"])
+)
+@settings(max_examples=200, deadline=None)
+def test_the_way_records_are_written_makes_no_difference(elements: list[str], zone: str | None) -> None:
+    """Those on lines of their own are read by an expression, what is written otherwise by a parser of XML."""
+    content = export(*elements)
+
+    fast, by_parser = parse(content, zone), parse(re.sub(rb" (startDate|endDate)=", rb"  \1=", content), zone)
+
+    assert fast.tables == by_parser.tables
+    assert fast.quarantine == by_parser.quarantine
+    assert (fast.records_in, fast.records_loaded) == (by_parser.records_in, by_parser.records_loaded)
+    assert (fast.skipped, fast.notes) == (by_parser.skipped, by_parser.notes)
 
 
 class TestRealFiles:
