@@ -10,16 +10,17 @@
 {#
   The rows of several models of one shape, `int_<provider>_<kind>`, without what came of a document after its
   vendor said that it was gone, and with a row marked as deleted for each that this run's objects say is gone.
-  `columns` are all columns of that shape, in their order.
+  `columns` are all columns of that shape, in their order; `beside` as in pending_views.sql.
 #}
-{% macro union_without_deleted(providers, kind, columns) %}
-    {% for provider in providers %}
+{% macro union_without_deleted(providers, kind, columns, beside=none) %}
+    {# One at least: columns of nothing but nulls would have no types. #}
+    {% for provider in pending_among(providers, beside) or providers[:1] %}
 select {{ columns | join(', ') }}
-from {{ ref('int_' ~ provider ~ '_' ~ kind) }}{% if provider in var('deleting_providers') %} as said
+from {{ relation_named('int_' ~ provider ~ '_' ~ kind, beside) }}{% if provider in var('deleting_providers') %} as said
 where
     said.source_record_id is null
     or not exists (
-        select from {{ ref('int_documents_deleted') }} as gone
+        select from {{ relation_named('int_documents_deleted', beside) }} as gone
         where
             gone.user_id = said.user_id
             and gone.source = '{{ provider }}'
@@ -36,5 +37,5 @@ select
     {%- else %}null as {{ column }}
     {%- endif %}{{ ',' if not loop.last }}
     {% endfor -%}
-from {{ ref('int_documents_deleted_pending') }}
+from {{ relation_named('int_documents_deleted_pending', beside) }}
 {% endmacro %}

@@ -74,7 +74,7 @@
         {% set has_scope = false %}
         {% if scope %}
             {% do run_query('drop table if exists pg_temp.scope') %}
-            {% do run_query('create temporary table scope on commit drop as select * from ' ~ ref(scope)) %}
+            {% do run_query('create temporary table scope on commit drop as select * from ' ~ of_pending(scope) ~ ' as scope') %}
             {% do run_query('analyze pg_temp.scope') %}
             {% set has_scope = run_query('select exists (select from pg_temp.scope)').columns[0].values()[0] %}
         {% endif %}

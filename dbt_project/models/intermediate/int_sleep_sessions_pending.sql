@@ -1,8 +1,1 @@
--- The nights that this run's objects speak of.
-select distinct
-    said.user_id,
-    said.source,
-    said.source_record_id
-from {{ ref('int_sleep_sessions_unioned') }} as said
-inner join {{ ref('int_objects_pending') }} as objects using (raw_object_id)
-where objects.standing <> 'context'
+{{ sleep_sessions_pending() }}

@@ -38,7 +38,7 @@ with metrics as not materialized (
         case when quarantine_reason is null then is_deleted else true end as is_deleted,
         raw_object_id,
         received_at
-    from {{ ref('int_metrics_validated') }}
+    from {{ of_pending('int_metrics_validated') }} as validated
 ),
 
 newest as (

@@ -7,8 +7,10 @@
 ) }}
 
 -- depends_on: {{ ref('int_objects_pending') }}
+{%- set validated = ref('int_glucose_validated') -%}
+{%- set present = validated if applies_objects() else none %}
 with refused as (
-    {% for provider in var('glucose_providers') + var('metric_providers') %}
+    {% for provider in pending_among(var('glucose_providers') + var('metric_providers'), present) %}
     -- What the parser could not read.
     select
         user_id,
@@ -24,6 +26,7 @@ with refused as (
     union all
     {% endfor %}
     -- What was read and cannot be true.
+    {% if pending_among(var('glucose_providers'), present) %}
     select
         user_id,
         source,
@@ -37,9 +40,10 @@ with refused as (
         ) as original,
         raw_object_id,
         received_at
-    from {{ ref('int_glucose_validated') }}
+    from {{ validated }}
     where quarantine_reason is not null
     union all
+    {% endif %}
     select
         user_id,
         source,
@@ -52,7 +56,7 @@ with refused as (
         ) as original,
         raw_object_id,
         received_at
-    from {{ ref('int_metrics_validated') }}
+    from {{ of_pending('int_metrics_validated') }} as validated
     where quarantine_reason is not null
 )
 

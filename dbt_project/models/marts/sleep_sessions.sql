@@ -16,7 +16,7 @@
     'lowest_heart_rate_bpm', 'average_heart_rate_bpm', 'average_breath_per_minute', 'stages',
 ] %}
 with sessions as not materialized (
-    select * from {{ ref('int_sleep_sessions_unioned') }}
+    select * from {{ of_pending('int_sleep_sessions_unioned') }} as unioned
 ),
 
 newest as (

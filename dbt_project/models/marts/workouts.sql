@@ -17,7 +17,7 @@
     'elevation_gain_m', 'perceived_exertion',
 ] %}
 with workouts as not materialized (
-    select * from {{ ref('int_workouts_unioned') }}
+    select * from {{ of_pending('int_workouts_unioned') }} as unioned
 ),
 
 newest as (
