@@ -4,7 +4,6 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -51,6 +50,9 @@ def serve_waiting_steps(instance: dg.DagsterInstance) -> None:
     Who ends a step gives its place to the next in a transaction of its own: killed before that, the place is
     free and nobody's, and a step that waits is never asked again.
     """
+    # Not at the top: with it come SQLAlchemy and Alembic, half of what the definitions take to import.
+    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+
     pools = instance.event_log_storage
     if not isinstance(pools, SqlEventLogStorage):
         return

@@ -148,24 +148,25 @@ def test_a_new_relation_is_closed_until_it_is_secured(filled: Lab) -> None:
         connection.rollback()
 
 
-def test_a_table_is_secured_beside_one_that_gathers_its_statistics(lab: Lab) -> None:
+def test_a_table_is_secured_beside_one_that_gathers_its_statistics(filled: Lab) -> None:
     """`analyze`, as autovacuum does it too, writes the table's row in `pg_class` while it holds the table."""
-    lab.execute("create schema if not exists health; create table health.busy (user_id integer)")
-    engine = lab.warehouse.engine
+    filled.execute("create table health.busy (user_id integer)")
+    engine = filled.warehouse.engine
     with ThreadPoolExecutor(1) as pool, engine.connect() as analysing:
         analysing.exec_driver_sql("lock table health.busy in share update exclusive mode")
-        securing = pool.submit(lab.execute, "select ops.secure_table('health.busy')")
+        securing = pool.submit(filled.execute, "select ops.secure_table('health.busy')")
         while (
             not securing.done()
-            and not lab.one("select exists (select from pg_locks where not granted) as it")["it"]
+            and not filled.one("select exists (select from pg_locks where not granted) as it")["it"]
         ):
             time.sleep(0.01)
         analysing.exec_driver_sql("analyze health.busy")
         analysing.commit()
         securing.result(timeout=30)
-    assert lab.one("select relrowsecurity from pg_class where oid = 'health.busy'::regclass")[
+    assert filled.one("select relrowsecurity from pg_class where oid = 'health.busy'::regclass")[
         "relrowsecurity"
     ]
+    filled.execute("drop table health.busy")
 
 
 def test_person_without_a_name_sees_nothing(filled: Lab) -> None:
