@@ -1,16 +1,21 @@
 {# What daily_metrics is made of. #}
 
 {#
-  Rows of health_metrics that are of a day. The bounds on recorded_at let the primary key and the months'
-  partitions find them; a record may start a day before its local day (a night) and zones reach from UTC-12 to
-  UTC+14.
+  Rows of health_metrics that are of a day, or of the days from a first to a last. The bounds on recorded_at let the
+  primary key and the months' partitions find them; a record may start a day before its local day (a night) and zones
+  reach from UTC-12 to UTC+14.
 #}
 {% macro of_day(metrics, day) -%}
-    {{ metrics }}.user_id = {{ day }}.user_id
-        and {{ metrics }}.metric_type = {{ day }}.metric_type
-        and {{ metrics }}.recorded_at >= {{ day }}.local_date::timestamp at time zone 'UTC' - interval '2 days'
-        and {{ metrics }}.recorded_at < {{ day }}.local_date::timestamp at time zone 'UTC' + interval '3 days'
-        and {{ metrics }}.local_date = {{ day }}.local_date
+    {{ of_days(metrics, day, day ~ '.local_date', day ~ '.local_date') }}
+{%- endmacro %}
+
+
+{% macro of_days(metrics, series, first, last) -%}
+    {{ metrics }}.user_id = {{ series }}.user_id
+        and {{ metrics }}.metric_type = {{ series }}.metric_type
+        and {{ metrics }}.recorded_at >= {{ first }}::timestamp at time zone 'UTC' - interval '2 days'
+        and {{ metrics }}.recorded_at < {{ last }}::timestamp at time zone 'UTC' + interval '3 days'
+        and {{ metrics }}.local_date between {{ first }} and {{ last }}
 {%- endmacro %}
 
 

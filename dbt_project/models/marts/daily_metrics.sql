@@ -33,6 +33,27 @@ ranks as materialized (
     from {{ ref('int_source_priorities') }}
 ),
 
+-- Days that follow each other are read as one: each alone would read those around it, too.
+stretches as (
+    select
+        user_id,
+        metric_type,
+        metric_unit,
+        category,
+        daily_aggregation,
+        min(local_date) as first_day,
+        max(local_date) as last_day
+    from (
+        select
+            changed.*,
+            changed.local_date
+            - row_number() over (partition by changed.user_id, changed.metric_type order by changed.local_date)::integer
+                as stretch
+        from changed
+    ) as numbered
+    group by user_id, metric_type, metric_unit, category, daily_aggregation, stretch
+),
+
 rows_of_days as (
     select
         metrics.source,
@@ -40,10 +61,16 @@ rows_of_days as (
         metrics.recorded_at,
         metrics.ended_at,
         metrics.metric_value,
+        metrics.local_date,
         extract(epoch from metrics.ended_at - metrics.recorded_at)::double precision as seconds,
-        changed.*
-    from changed
-    inner join {{ ref('health_metrics') }} as metrics on {{ of_day('metrics', 'changed') }}
+        stretches.user_id,
+        stretches.metric_type,
+        stretches.metric_unit,
+        stretches.category,
+        stretches.daily_aggregation
+    from stretches
+    inner join {{ ref('health_metrics') }} as metrics
+        on {{ of_days('metrics', 'stretches', 'stretches.first_day', 'stretches.last_day') }}
 ),
 
 by_source as (
@@ -56,16 +83,19 @@ by_source as (
         daily_aggregation,
         source,
         count(*)::integer as sample_count,
+        -- Filters spare what a metric has no use for; of a group all rows are of one metric.
         case daily_aggregation
-            when 'sum' then sum(metric_value order by recorded_at)
-            when 'mean' then avg(metric_value order by recorded_at)
+            when 'sum' then sum(metric_value order by recorded_at) filter (where daily_aggregation = 'sum')
+            when 'mean' then avg(metric_value order by recorded_at) filter (where daily_aggregation = 'mean')
             when 'duration_weighted' then
                 -- A value without a duration counts as a second.
                 sum(metric_value * greatest(coalesce(seconds, 1), 1) order by recorded_at)
+                    filter (where daily_aggregation = 'duration_weighted')
                 / sum(greatest(coalesce(seconds, 1), 1) order by recorded_at)
-            when 'min' then min(metric_value)
-            when 'max' then max(metric_value)
-            when 'last' then (array_agg(metric_value order by recorded_at desc))[1]
+                    filter (where daily_aggregation = 'duration_weighted')
+            when 'min' then min(metric_value) filter (where daily_aggregation = 'min')
+            when 'max' then max(metric_value) filter (where daily_aggregation = 'max')
+            when 'last' then (array_agg(metric_value order by recorded_at desc) filter (where daily_aggregation = 'last'))[1]
         end as metric_value,
         -- The share of the day that rows with a duration span, else the share of its hours that have a row.
         least(
@@ -79,7 +109,8 @@ by_source as (
         coalesce(bool_and(seconds > 0 and seconds < 43200), false) and count(seconds) = count(*) as is_timed,
         min(source_device) is distinct from max(source_device) as has_devices
     from rows_of_days
-    group by user_id, local_date, metric_type, metric_unit, category, daily_aggregation, source
+    -- In the order of health_metrics' key, in which they come: there is nearly nothing to sort.
+    group by user_id, metric_type, local_date, metric_unit, category, daily_aggregation, source
 ),
 
 ranked as (
