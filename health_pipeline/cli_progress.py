@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def say(line: str) -> None:
     click.echo(line, err=True)
+
+
+@contextmanager
+def _terminal() -> Iterator[Console]:
+    """The terminal behind standard error, whatever stands in its place meanwhile.
+
+    While a run goes on, Dagster puts the file of the run's log there.
+    """
+    from rich.console import Console
+
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal:
+        yield Console(file=terminal)
 
 
 @contextmanager
@@ -21,11 +37,10 @@ def windows_bar(name: str) -> Iterator[tuple[Callable[[str], None], Callable[[in
     if not sys.stderr.isatty():
         yield say, lambda done, total: say(f"{name}: {done} of {total} windows")
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+    with _terminal() as console, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(name, total=None)
 
         def show(line: str) -> None:
@@ -41,22 +56,23 @@ def file_bar(name: str) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield say
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[share]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+    with _terminal() as console, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(name, total=None, share="")
+        reading: list[TaskID] = []
 
         def show(line: str) -> None:
             if found := re.search(r"\b(\d+) % of the file read", line):
-                share = int(found.group(1))
-                progress.update(task, completed=share, total=100, share=f"{share} %")
-            elif line.startswith(" "):
-                progress.update(task, description=line.strip())
-            else:
-                # The next step, which does not say how far it is.
-                progress.update(task, description=f"{name}: {line}", total=None, share="")
+                if not reading:
+                    reading.append(progress.add_task("reading it", total=100, share=""))
+                progress.update(reading[0], completed=int(found.group(1)), share=f"{found.group(1)} %")
+                return
+            while reading:
+                progress.remove_task(reading.pop())
+            words = line.strip() if line.startswith(name) else f"{name}: {line.strip()}"
+            progress.update(task, description=words)
 
         yield show
 
@@ -66,28 +82,24 @@ class status_line:  # noqa: N801 - used like a function
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._status: Any = None
+        self._shown = ExitStack()
 
     def __enter__(self) -> Callable[[str], None]:
         if not sys.stderr.isatty():
             return say
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        self._status = console.status(self._name)
-        self._status.__enter__()
+        console = self._shown.enter_context(_terminal())
+        status = self._shown.enter_context(console.status(self._name))
 
         def show(line: str) -> None:
             if line.startswith(" "):
-                self._status.update(f"{self._name}: {line.strip()}")
+                status.update(f"{self._name}: {line.strip()}")
             else:
                 console.print(line, markup=False, highlight=False)
 
         return show
 
     def __exit__(self, *exception: object) -> None:
-        if self._status is not None:
-            self._status.__exit__(*exception)
+        self._shown.close()
 
 
 @contextmanager
@@ -96,11 +108,10 @@ def count_bar(name: str, unit: str) -> Iterator[tuple[Callable[[str], None], Cal
     if not sys.stderr.isatty():
         yield say, lambda done, total: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with _terminal() as console, Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(name, total=None)
         yield (
             lambda line: progress.console.print(line, markup=False, highlight=False),

@@ -74,7 +74,7 @@ def upload(
     if parsed is None or parsed.records_in == 0:
         parsed = _parse(provider, content, received_at, zone, context or {})
     if parsed.records_in == 0:
-        raise UnreadableFileError(f"the file is a {provider.title} file without a single record")
+        raise UnreadableFileError(f"there is not a single record in the file ({provider.title})")
     today = received_at.date()
     receipt = receive(
         warehouse.engine,

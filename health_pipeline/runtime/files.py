@@ -42,7 +42,7 @@ def upload_file(
         kind=kind,
         context=options,
     )
-    say(f"{path.name} is a {taken.provider.title} file; kept as raw object {taken.receipt.raw_object_id}")
+    say(f"{path.name}: {taken.provider.title}, kept as raw object {taken.receipt.raw_object_id}")
     day = partition_of(warehouse.engine, taken.receipt.raw_object_id)
     outcome = run_job("file_upload", Window(day, day), settings, warehouse, on_progress=say)
     summary = UploadSummary(
