@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent / "canonical"))
 
+from canonical_lab import Dbt, Lab
 from connecting import NOW, as_new, sandbox_endpoint
 from seaweed import SeaweedServer, weed_binary
 
@@ -29,6 +32,14 @@ from health_pipeline.warehouse.migrate import migrate
 for _name in [name for name in os.environ if name.startswith(("HEALTH_PIPELINE_", "DAGSTER_", "AWS_"))]:
     if _name != "HEALTH_PIPELINE_SHARED":
         del os.environ[_name]
+
+
+# Dagster, dbt and its manifest are millions of objects that stay: the default looks through them all the time.
+gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 #: Tests that take long come first, so that no process is left with them at the end.
@@ -64,6 +75,50 @@ def migrated_template(postgres: ServerAddress) -> str:
     engine = sa.create_engine(postgres.url(name), poolclass=sa.NullPool)
     migrate(engine)
     engine.dispose()
+    return name
+
+
+#: One name for all that dbt builds: what it parsed holds the name of its database.
+_DBT_DATABASE = "built_by_dbt"
+
+#: Gives the database that dbt builds in: a copy of a template. There is one at a time.
+DbtWarehouse = Callable[[str], Warehouse]
+
+
+@pytest.fixture(scope="session")
+def dbt_warehouse(postgres: ServerAddress) -> DbtWarehouse:
+    def anew(template: str) -> Warehouse:
+        _admin(
+            postgres,
+            f'drop database if exists "{_DBT_DATABASE}" with (force)',
+            f'create database "{_DBT_DATABASE}" template "{template}"',
+        )
+        url = sa.make_url(postgres.url(_DBT_DATABASE))
+        return Warehouse(url, url)
+
+    return anew
+
+
+@pytest.fixture(scope="session")
+def dbt(tmp_path_factory: pytest.TempPathFactory) -> Dbt:
+    return Dbt(tmp_path_factory.mktemp("dbt-target"))
+
+
+@pytest.fixture(scope="session")
+def built_template(
+    postgres: ServerAddress,
+    migrated_template: str,
+    dbt_warehouse: DbtWarehouse,
+    dbt: Dbt,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """A database with all tables and views, and nothing in them: to copy it takes less than to build it."""
+    name = "template_built"
+    lab = Lab(dbt_warehouse(migrated_template), open_store(str(tmp_path_factory.mktemp("raw"))), dbt)
+    lab.ensure_staging()
+    lab.build()
+    lab.warehouse.engine.dispose()
+    _admin(postgres, f'create database "{name}" template "{_DBT_DATABASE}"')
     return name
 
 

@@ -21,6 +21,7 @@ from health_pipeline.staging.load import stage
 from health_pipeline.staging.tables import ensure_tables
 from health_pipeline.warehouse.connection import Warehouse
 from health_pipeline.warehouse.dbt_project import PROJECT_DIR, Views, dbt_executable
+from health_pipeline.warehouse.dbt_thread import parsed_project
 
 UTC = dt.UTC
 #: The instant tests count from; receipts lie after it.
@@ -45,10 +46,9 @@ def hours(count: float) -> dt.datetime:
 
 @dataclass
 class Dbt:
-    """dbt in this process, over one manifest: parsing is most of what an invocation costs."""
+    """dbt in this process, over the manifest that runs share: parsing is most of what an invocation costs."""
 
     target: Path
-    _manifests: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, *arguments: str) -> list[str]:
         project = str(PROJECT_DIR)
@@ -62,10 +62,7 @@ class Dbt:
         from dbt.cli.main import dbtRunner
 
         with _environment(warehouse.environment()):
-            if "manifest" not in self._manifests:
-                self._manifests["manifest"] = dbtRunner().invoke(self.arguments("parse")).result
-            runner = dbtRunner(manifest=self._manifests["manifest"])
-            return runner.invoke(self.arguments(*arguments))
+            return dbtRunner(manifest=parsed_project()).invoke(self.arguments(*arguments))
 
     def start(self, warehouse: Warehouse, *arguments: str) -> subprocess.Popen[bytes]:
         """dbt as a process of its own."""

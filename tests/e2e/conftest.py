@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import boto3
 import pytest
@@ -15,7 +15,7 @@ from seaweed import SeaweedServer
 from health_pipeline.sandbox.server import run_in_thread
 from health_pipeline.settings import load_settings
 from health_pipeline.warehouse import connection as warehouse_connection
-from health_pipeline.warehouse.connection import close_warehouse, open_warehouse
+from health_pipeline.warehouse.connection import Warehouse, close_warehouse, open_warehouse
 from health_pipeline.warehouse.embedded import ServerAddress
 
 #: The sandbox's clock stands here.
@@ -26,9 +26,14 @@ NOW = dt.datetime(2026, 3, 10, tzinfo=dt.UTC)
 def house(
     postgres: ServerAddress,
     seaweed: SeaweedServer,
+    dbt_warehouse: Callable[[str], Warehouse],
+    migrated_template: str,
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Iterator[House]:
+    """The tables and views of dbt are there where the module is marked with `built`, and are to come elsewhere."""
+    built = request.node.get_closest_marker("built") is not None
+    template = request.getfixturevalue("built_template") if built else migrated_template
     name = request.module.__name__.rsplit(".", 1)[-1]
     home = tmp_path_factory.mktemp(name)
     bucket = f"raw-{name.replace('_', '-')}"
@@ -36,11 +41,11 @@ def house(
     os.environ.update(seaweed.environment)
     boto3.client("s3").create_bucket(Bucket=bucket)
     os.environ["HEALTH_PIPELINE_HOME"] = str(home)
-    # One name for all modules: what dbt parsed holds the name of its database.
+    os.environ["HEALTH_PIPELINE_DATABASE_URL"] = dbt_warehouse(template).libpq_url()
     with sa.create_engine(postgres.url("postgres"), isolation_level="AUTOCOMMIT").connect() as admin:
-        admin.execute(sa.text("drop database if exists e2e with (force)"))
-    os.environ["HEALTH_PIPELINE_DATABASE_URL"] = postgres.url("e2e", driver="postgresql")
-    os.environ["HEALTH_PIPELINE_DAGSTER_DATABASE_URL"] = postgres.url("e2e", driver="postgresql")
+        admin.execute(sa.text("drop database if exists e2e_dagster with (force)"))
+        admin.execute(sa.text("create database e2e_dagster"))
+    os.environ["HEALTH_PIPELINE_DAGSTER_DATABASE_URL"] = postgres.url("e2e_dagster", driver="postgresql")
     os.environ["HEALTH_PIPELINE_RAW_URL"] = f"s3://{bucket}/raw"
     with run_in_thread(now=lambda: NOW) as sandbox:
         os.environ["HEALTH_PIPELINE_SANDBOX_URL"] = sandbox.url
