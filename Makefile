@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HEALTH_PIPELINE_HOME ?= .health
 export HEALTH_PIPELINE_HOME
+# Where it forbids to keep compiled modules, every process compiles Dagster and dbt anew: half of what a start takes.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
