@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,20 @@ from health_pipeline.warehouse.dbt_project import KeptParse
 from health_pipeline.warehouse.dbt_thread import DbtThread
 
 
-@pytest.fixture(autouse=True)
-def environment(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def warehouse(
+    dbt_warehouse: Callable[[str], Warehouse], migrated_template: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Warehouse]:
+    """Of the name that dbt has parsed for; the views of the project are to come."""
+    warehouse = dbt_warehouse(migrated_template)
     for name, value in warehouse.environment().items():
         monkeypatch.setenv(name, value)
     # The project's hooks look at what is staged.
     with warehouse.engine.begin() as connection:
         for provider in all_providers().values():
             ensure_tables(connection, provider)
+    yield warehouse
+    warehouse.engine.dispose()
 
 
 def events(thread: DbtThread) -> list[dict[str, Any]]:
@@ -43,7 +50,9 @@ def test_a_model_is_built_and_told_of(tmp_path: Path, warehouse: Warehouse) -> N
         assert connection.exec_driver_sql("select count(*) from health.metric_types").scalar_one() > 50
 
 
-def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_done_is_said(
+    tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     thread = DbtThread(["seed", "--no-such-option"], tmp_path)
     assert any("no-such-option" in event["info"]["msg"] for event in events(thread))
     assert thread.wait() == 1
