@@ -223,7 +223,7 @@ def copied(lab: Lab) -> float:
 def by_hand(lab: Lab, after: int, *, keep: bool) -> float:
     """Seconds that the statement written by hand takes; what it did is taken back, unless it did nothing."""
     with lab.warehouse.engine.connect() as connection:
-        connection.execute(sa.text("set local work_mem = '64MB'"))
+        connection.execute(sa.text("set local work_mem = '256MB'"))
         with stopwatch() as seconds:
             connection.execute(sa.text(_BY_HAND), {"after": after})
             if keep:
