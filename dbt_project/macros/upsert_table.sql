@@ -66,10 +66,11 @@
         {% set batch = contents_of_batch(versioned) %}
     {% endif %}
     {% set is_dense = false %}
+    {% set new_months = [] %}
     {% if partition_by %}
         {% set spans = spans_of_batch(unique_key, partition_by) %}
         {% set is_dense = batch.rows > 20 * spans.count %}
-        {% do create_missing_partitions(target_relation, spans.months) %}
+        {% set new_months = months_without_partition(target_relation, spans.months) %}
     {% endif %}
 
     {% if existing is not none %}
@@ -139,11 +140,17 @@ where met.moved_from is not null
         {% endif %}
     {% endif %}
 
-    {% if met.rows == batch.rows and met.differing == 0 %}
-        {% call statement('main') %}select 'nothing new'{% endcall %}
+    {% if new_months %}
+        {% do fill_new_partitions(target_relation, unique_key, columns, partition_by, new_months, versioned) %}
+    {% endif %}
+    {% if met.rows == batch.rows and met.differing == 0 or new_months and new_months == spans.months %}
+        {% call statement('main') %}select 'nothing else is new'{% endcall %}
     {% else %}
         {% call statement('main') %}
-            {{ upsert_rows(target_relation, unique_key, columns, versioned, met.rows > 0) }}
+            {{ upsert_rows(
+                target_relation, unique_key, columns, versioned, met.rows > 0,
+                'not ' ~ in_months('batch.' ~ partition_by, new_months) if new_months
+            ) }}
         {% endcall %}
     {% endif %}
     {% if changes %}
@@ -332,9 +339,9 @@ where {{ same_values(columns) }}
 {#
   Insert the batch's rows that are new, and update those that differ. They come in the order of the key, as they
   lie in the batch. A row that is there, and that the batch is not complete for, has been seen first, unless it
-  is another document's.
+  is another document's. Only rows for which `condition` holds, where there is one.
 #}
-{% macro upsert_rows(relation, unique_key, columns, versioned, has_met) %}
+{% macro upsert_rows(relation, unique_key, columns, versioned, has_met, condition=none) %}
 {%- set data = columns | reject('in', unique_key) | list -%}
 {% call noting_changes() %}
 insert into {{ relation }} as target ({{ columns | join(', ') }})
@@ -360,6 +367,7 @@ left join pg_temp.met as met on met.batch_row = batch.ctid
 where true
     {% if has_met %}and (met.batch_row is null or met.differs){% endif %}
     {% if versioned %}and batch._merge <> 'remove'{% endif %}
+    {% if condition %}and {{ condition }}{% endif %}
 {% if has_met %}
 on conflict ({{ unique_key | join(', ') }}) do update set
     {% for column in data -%}
@@ -448,18 +456,63 @@ create table {{ relation }} (
 {% endmacro %}
 
 
-{# Partitions for the months that begin on these days. #}
-{% macro create_missing_partitions(relation, months) %}
+{# Which of the months that begin on these days have no partition. #}
+{% macro months_without_partition(relation, months) %}
+    {% set missing = [] %}
     {% for month in months %}
-        {% set next = (month + modules.datetime.timedelta(days=31)).replace(day=1) %}
-        {% set name = relation.identifier ~ '_' ~ month.strftime('%Y_%m') %}
-        {% do run_query(
-            'create table if not exists ' ~ relation.schema ~ '.' ~ name ~ ' partition of ' ~ relation
-            ~ " for values from ('" ~ month ~ " 00:00:00+00') to ('" ~ next ~ " 00:00:00+00')"
-        ) %}
-        {% do run_query("select ops.secure_table('" ~ relation.schema ~ '.' ~ name ~ "')") %}
+        {% if run_query("select to_regclass('" ~ partition_of(relation, month) ~ "')").columns[0].values()[0] is none %}
+            {% do missing.append(month) %}
+        {% endif %}
     {% endfor %}
+    {% do return(missing) %}
 {% endmacro %}
+
+
+{#
+  Make the partitions of months that have none, with the batch's rows of these months in them.
+
+  They are filled before they have an index, and join the table then: an index of all rows at once takes a third of
+  the time, and is smaller, and who reads the table meanwhile does not wait.
+#}
+{% macro fill_new_partitions(relation, unique_key, columns, partition_by, months, versioned) %}
+    {% set door = relation.incorporate(path={'identifier': '_new_' ~ relation.identifier}) %}
+    {% do run_query(
+        'create table ' ~ door ~ ' (like ' ~ relation ~ ' including defaults) partition by range (' ~ partition_by ~ ')'
+    ) %}
+    {% for month in months %}
+        {% do run_query(
+            'create table ' ~ partition_of(relation, month) ~ ' partition of ' ~ door ~ ' ' ~ bounds_of(month)
+        ) %}
+    {% endfor %}
+    {% call statement('fill_new_partitions') %}
+        {{ upsert_rows(
+            door, unique_key, columns, versioned, false, in_months('batch.' ~ partition_by, months)
+        ) }}
+    {% endcall %}
+    {% for month in months %}
+        {% set partition = partition_of(relation, month) %}
+        {% do run_query('alter table ' ~ door ~ ' detach partition ' ~ partition) %}
+        {% do run_query('alter table ' ~ relation ~ ' attach partition ' ~ partition ~ ' ' ~ bounds_of(month)) %}
+        {% do run_query("select ops.secure_table('" ~ partition ~ "')") %}
+    {% endfor %}
+    {% do run_query('drop table ' ~ door) %}
+{% endmacro %}
+
+
+{% macro partition_of(relation, month) -%}
+    {{ relation.schema }}.{{ relation.identifier }}_{{ month.strftime('%Y_%m') }}
+{%- endmacro %}
+
+
+{% macro bounds_of(month) -%}
+    {%- set next = (month + modules.datetime.timedelta(days=31)).replace(day=1) -%}
+    for values from ('{{ month }} 00:00:00+00') to ('{{ next }} 00:00:00+00')
+{%- endmacro %}
+
+
+{% macro in_months(instant, months) -%}
+    (date_trunc('month', {{ instant }} at time zone 'UTC') in ('{{ months | join("', '") }}'))
+{%- endmacro %}
 
 
 {# To rebuild one canonical table alone would leave it with the rows of the last run. #}
