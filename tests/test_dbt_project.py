@@ -208,6 +208,27 @@ def models_are_used(manifest: Manifest) -> set[str]:
     }
 
 
+def providers_read_their_own_alone(manifest: Manifest) -> set[str]:
+    """A run reads the views of the providers it has objects of: what one had of another would be left out."""
+    schemas = {source.split(".")[2] for source in manifest["sources"]}
+    wrong = set()
+    for unique_id, node in models(manifest, "intermediate").items():
+        for kind in ("metrics", "sleep_sessions", "workouts"):
+            own = "staging_" + node["name"].removeprefix("int_").removesuffix(f"_{kind}")
+            if node["name"].endswith(f"_{kind}") and own in schemas:
+                read = {source.split(".")[2] for source in _sources_of(manifest, unique_id)}
+                if {schema for schema in read if schema.startswith("staging_")} != {own}:
+                    wrong.add(node["name"])
+    return wrong
+
+
+def _sources_of(manifest: Manifest, unique_id: str) -> set[str]:
+    parents = manifest["parent_map"].get(unique_id, [])
+    if unique_id.startswith("source."):
+        return {unique_id}
+    return {source for parent in parents for source in _sources_of(manifest, parent)}
+
+
 def exposures_rest_on_marts(manifest: Manifest) -> set[str]:
     marts = models(manifest, "marts").keys()
     return {
@@ -235,6 +256,7 @@ RULES: list[Callable[[Manifest], set[str]]] = [
     sources_are_staged_once,
     marts_rest_on_intermediate_models,
     models_are_used,
+    providers_read_their_own_alone,
     exposures_rest_on_marts,
 ]
 
