@@ -152,13 +152,7 @@ class Receiver:
             return Response(content, status, media_type=media_type)
         if request.method != "POST":
             raise RefusedError(405, "method_not_allowed", "events are posted")
-        if webhook.verify is not None and not webhook.verify(call, secrets):
-            raise RefusedError(webhook.refusal, "invalid_signature", "the signature does not prove this body")
-        if (
-            webhook.verify_configured is not None
-            and (configured := self._configured_of(provider))
-            and not webhook.verify_configured(call, configured)
-        ):
+        if not self._is_proved(provider, webhook, call, secrets):
             raise RefusedError(webhook.refusal, "invalid_signature", "the signature does not prove this body")
         # Of proved calls alone: what nothing proves must not use up what the provider may send.
         if wait := self._buckets[provider.name].take():
@@ -169,6 +163,17 @@ class Receiver:
             raise RefusedError(409, "duplicate_event", "this event was accepted before")
         told.outcome = "duplicate" if accepted.is_duplicate else "accepted"
         return Response(status_code=webhook.status)
+
+    def _is_proved(
+        self, provider: Provider, webhook: Webhook, call: WebhookRequest, secrets: Sequence[str]
+    ) -> bool:
+        """By the provider's own scheme, and with the secret that was configured for it where there is one."""
+        if webhook.verify is not None and not webhook.verify(call, secrets):
+            return False
+        configured = self._configured_of(provider) if webhook.verify_configured is not None else None
+        return (
+            not configured or webhook.verify_configured is None or webhook.verify_configured(call, configured)
+        )
 
     async def _secrets(self, provider: Provider) -> Sequence[str]:
         webhook = provider.webhook
