@@ -83,7 +83,10 @@ def order(url: str, kind: str, **rest: Any) -> None:
 
 
 def as_new(sandbox: RunningSandbox) -> None:
-    """Make a sandbox forget what an earlier test did to it; grants that were ended stay so."""
+    """Make a sandbox forget what an earlier test did to it; grants that were ended stay so.
+
+    Terra's connections, which keep their ids when they are made again, are not ended any more.
+    """
     state = sandbox.app.state
     state.faults.clear()
     state.faults.requests.clear()
@@ -91,6 +94,8 @@ def as_new(sandbox: RunningSandbox) -> None:
     for api in state.apis.values():
         api.oauth.counts.clear()
         api.subscribers.clear()
+    state.apis["terra"].oauth._ended.clear()
+    state.apis["terra"].oauth.connected.clear()
     for documents in state.apis["oura"]._documents.values():
         documents.edits.clear()
         documents.deleted.clear()
