@@ -5,8 +5,12 @@
 #}
 {% materialization view, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='view') -%}
+    {%- set existing = load_cached_relation(this) -%}
 
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
+    {% if existing is not none and not existing.is_view %}
+        {% do adapter.drop_relation(existing) %}
+    {% endif %}
     {% call statement('main') %}
         drop view if exists {{ target_relation }} cascade;
         {{ get_create_view_as_sql(target_relation, sql) }}

@@ -108,3 +108,17 @@ def _workout(calories: float) -> dict[str, object]:
         "activity": "running",
         "calories": calories,
     }
+
+
+def test_a_view_takes_the_place_of_a_table_of_its_name(lab: Lab) -> None:
+    lab.execute(
+        "drop view health_internal.int_metric_units cascade; create table health_internal.int_metric_units (a integer)"
+    )
+
+    result = lab.dbt(lab.warehouse, "run", "--select", "int_metric_units")
+
+    assert result.success, messages(result)
+    kind = (
+        "select relkind::text as kind from pg_class where oid = 'health_internal.int_metric_units'::regclass"
+    )
+    assert lab.one(kind.replace("::", r"\:\:"))["kind"] == "v"
