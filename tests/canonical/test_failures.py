@@ -118,7 +118,5 @@ def test_a_view_takes_the_place_of_a_table_of_its_name(lab: Lab) -> None:
     result = lab.dbt(lab.warehouse, "run", "--select", "int_metric_units")
 
     assert result.success, messages(result)
-    kind = (
-        "select relkind::text as kind from pg_class where oid = 'health_internal.int_metric_units'::regclass"
-    )
-    assert lab.one(kind.replace("::", r"\:\:"))["kind"] == "v"
+    kind = "select relkind from pg_class where oid = to_regclass('health_internal.int_metric_units')"
+    assert lab.one(kind)["relkind"] == "v"
