@@ -60,18 +60,11 @@
         'create temporary table batch on commit drop as select * from (' ~ sql ~ '\n) as batch'
         ~ (' order by ' ~ unique_key | join(', ') if not versioned)
     ) %}
-    {% set batch = contents_of_batch(versioned) %}
-    {% if batch.has_versions %}
-        {% do fold_batch(unique_key, columns) %}
-        {% set batch = contents_of_batch(versioned) %}
-    {% endif %}
-    {% set is_dense = false %}
-    {% set new_months = [] %}
-    {% if partition_by %}
-        {% set spans = spans_of_batch(unique_key, partition_by) %}
-        {% set is_dense = batch.rows > 20 * spans.count %}
-        {% set new_months = months_without_partition(target_relation, spans.months) %}
-    {% endif %}
+    {% if versioned %}{% do fold_batch(unique_key, columns) %}{% endif %}
+    {% if partition_by %}{% do make_spans(unique_key, partition_by, versioned) %}{% endif %}
+    {% set batch = contents_of_batch(versioned, partition_by) %}
+    {% set is_dense = partition_by and batch.rows > 20 * batch.spans %}
+    {% set new_months = months_without_partition(target_relation, batch.months) %}
 
     {% if existing is not none %}
         {% set has_scope = false %}
@@ -140,17 +133,29 @@ where met.moved_from is not null
         {% endif %}
     {% endif %}
 
+    {# Where every row is new, the spans name the days: to collect them row by row takes a sixth of an insert. #}
+    {% set days_are_known = changes and partition_by and met.rows == 0 %}
     {% if new_months %}
-        {% do fill_new_partitions(target_relation, unique_key, columns, partition_by, new_months, versioned) %}
+        {% do fill_new_partitions(
+            target_relation, unique_key, columns, partition_by, new_months, versioned, not days_are_known
+        ) %}
     {% endif %}
-    {% if met.rows == batch.rows and met.differing == 0 or new_months and new_months == spans.months %}
+    {% if met.rows == batch.rows and met.differing == 0 or new_months and new_months == batch.months %}
         {% call statement('main') %}select 'nothing else is new'{% endcall %}
     {% else %}
         {% call statement('main') %}
             {{ upsert_rows(
-                target_relation, unique_key, columns, versioned, met.rows > 0,
+                target_relation, unique_key, columns, versioned, met.rows > 0, not days_are_known,
                 'not ' ~ in_months('batch.' ~ partition_by, new_months) if new_months
             ) }}
+        {% endcall %}
+    {% endif %}
+    {% if days_are_known %}
+        {% call statement('note_days') %}
+insert into health.{{ changes }} (user_id, local_date, metric_type)
+select distinct batch.user_id, batch.local_date, {{ config.get('change_metric', 'batch.metric_type') }}
+from pg_temp.spans as batch
+{{ "where batch._merge <> 'remove'" if versioned }}
         {% endcall %}
     {% endif %}
     {% if changes %}
@@ -172,49 +177,59 @@ where met.moved_from is not null
     {%- set measured = columns | reject('in', unique_key + ['raw_object_id', 'first_seen_at', 'updated_at']) | list -%}
     {%- set revised = config.get('revised') -%}
     {%- set names = batch_columns(unique_key, measured, revised) | join(', ') -%}
+    {% do run_query('drop table if exists pg_temp.several') %}
+    {% do run_query('create temporary table several on commit drop as select * from pg_temp.batch limit 0') %}
     {% do run_query(
-        'create temporary table folded on commit drop as '
-        ~ folded_versions('pg_temp.batch', unique_key, measured, revised)
+        'with several as (delete from pg_temp.batch where not _is_alone returning *) '
+        ~ 'insert into pg_temp.several select * from several'
     ) %}
-    {% do run_query('delete from pg_temp.batch where not _is_alone') %}
-    {% do run_query('insert into pg_temp.batch (' ~ names ~ ') select ' ~ names ~ ' from pg_temp.folded') %}
-    {% do run_query('drop table pg_temp.folded') %}
-{% endmacro %}
-
-
-{# What is in the batch: the number of its `rows`, its `merges`, and whether a key has several versions. #}
-{% macro contents_of_batch(versioned) %}
-    {% set found = run_query(
-        ("select _merge, count(*), coalesce(bool_or(not _is_alone), false)" if versioned
-            else "select 'replace', count(*), false")
-        ~ ' from pg_temp.batch group by 1 having count(*) > 0 order by 1'
-    ).rows %}
-    {% do return({
-        'rows': found | map(attribute=1) | sum,
-        'merges': found | map(attribute=0) | list,
-        'has_versions': found | map(attribute=2) | select | list | length > 0,
-    }) %}
+    {% do run_query(
+        'insert into pg_temp.batch (' ~ names ~ ') select ' ~ names
+        ~ ' from (' ~ folded_versions('pg_temp.several', unique_key, measured, revised) ~ ') as folded'
+    ) %}
 {% endmacro %}
 
 
 {#
-  Make `spans`: the days (UTC) that the batch has of each series, which is what remains of the key without time,
-  with the first and last instant. Gives their `count`, and the `months` of the partitions they need.
+  Make `spans`: the days (UTC) that the batch has of each series, which is what remains of the key without time, by
+  local date and by what becomes of the rows, with the first and last instant of each.
 #}
-{% macro spans_of_batch(unique_key, partition_by) %}
-    {% set series = unique_key | reject('equalto', partition_by) | join(', ') %}
+{% macro make_spans(unique_key, partition_by, versioned) %}
+    {% set named = unique_key | reject('equalto', partition_by) | list %}
+    {% set named = named + (['local_date'] if config.get('changes') else []) + (['_merge'] if versioned else []) %}
     {% do run_query('drop table if exists pg_temp.spans') %}
     {% do run_query(
-        'create temporary table spans on commit drop as select ' ~ series ~ ', (' ~ partition_by
-        ~ " at time zone 'UTC')::date as day, min(" ~ partition_by ~ ') as first, max(' ~ partition_by
-        ~ ') as last from pg_temp.batch group by ' ~ series ~ ', day'
+        'create temporary table spans on commit drop as select ' ~ named | join(', ')
+        ~ ", date_bin('1 day', " ~ partition_by ~ ", timestamptz '2000-01-01 00:00:00+00') as day, min(" ~ partition_by
+        ~ ') as first, max(' ~ partition_by ~ ') as last, count(*) as rows from pg_temp.batch group by '
+        ~ named | join(', ') ~ ', day'
     ) %}
+{% endmacro %}
+
+
+{#
+  What is in the batch: the number of its `rows`, its `merges`, and, of a partitioned table, the number of its `spans`
+  and the `months` of the partitions they need.
+#}
+{% macro contents_of_batch(versioned, partition_by) %}
+    {% set merge = '_merge' if versioned else "'replace'" %}
+    {% if not partition_by %}
+        {% set found = run_query(
+            'select ' ~ merge ~ ', count(*) from pg_temp.batch group by 1 having count(*) > 0 order by 1'
+        ).rows %}
+        {% do return({
+            'rows': found | map(attribute=1) | sum, 'merges': found | map(attribute=0) | list, 'spans': 0, 'months': [],
+        }) %}
+    {% endif %}
     {% set found = run_query(
-        "select date_trunc('month', day)::date, count(*) from pg_temp.spans group by 1 order by 1"
+        'select ' ~ merge ~ ", date_trunc('month', day at time zone 'UTC')::date, sum(rows)::bigint, count(*)"
+        ~ ' from pg_temp.spans group by 1, 2 order by 1, 2'
     ).rows %}
     {% do return({
-        'months': found | map(attribute=0) | list,
-        'count': found | map(attribute=1) | sum,
+        'rows': found | map(attribute=2) | sum,
+        'merges': found | map(attribute=0) | unique | list,
+        'spans': found | map(attribute=3) | sum,
+        'months': found | map(attribute=1) | unique | sort | list,
     }) %}
 {% endmacro %}
 
@@ -293,7 +308,11 @@ select
     {% endfor %}
     {% if merges | length > 1 %}end{% endif %} as differs
 {% if spans_of %}
-from pg_temp.spans as batch_spans
+from (
+    select {{ unique_key | reject('equalto', spans_of) | join(', ') }}, min(first) as first, max(last) as last
+    from pg_temp.spans
+    group by {{ unique_key | reject('equalto', spans_of) | join(', ') }}, day
+) as batch_spans
 cross join lateral (
     select * from {{ relation }} as target
     where target.{{ spans_of }} between batch_spans.first and batch_spans.last
@@ -339,11 +358,12 @@ where {{ same_values(columns) }}
 {#
   Insert the batch's rows that are new, and update those that differ. They come in the order of the key, as they
   lie in the batch. A row that is there, and that the batch is not complete for, has been seen first, unless it
-  is another document's. Only rows for which `condition` holds, where there is one.
+  is another document's. `notes` their days in the queue, unless that is done otherwise. Only rows for which
+  `condition` holds, where there is one.
 #}
-{% macro upsert_rows(relation, unique_key, columns, versioned, has_met, condition=none) %}
+{% macro upsert_rows(relation, unique_key, columns, versioned, has_met, notes, condition=none) %}
 {%- set data = columns | reject('in', unique_key) | list -%}
-{% call noting_changes() %}
+{% call noting_changes(notes) %}
 insert into {{ relation }} as target ({{ columns | join(', ') }})
 select
     {% for column in columns -%}
@@ -401,8 +421,8 @@ on conflict ({{ unique_key | join(', ') }}) do update set
 
 
 {# A statement that changes rows of `target`; the queue, where there is one, gets their days. #}
-{% macro noting_changes() %}
-{% if config.get('changes') %}
+{% macro noting_changes(notes=true) %}
+{% if notes and config.get('changes') %}
 with changed as (
     {{ caller() }}
     returning target.user_id, target.local_date, {{ config.get('change_metric', 'target.metric_type') }} as metric_type
@@ -474,7 +494,7 @@ create table {{ relation }} (
   They are filled before they have an index, and join the table then: an index of all rows at once takes a third of
   the time, and is smaller, and who reads the table meanwhile does not wait.
 #}
-{% macro fill_new_partitions(relation, unique_key, columns, partition_by, months, versioned) %}
+{% macro fill_new_partitions(relation, unique_key, columns, partition_by, months, versioned, notes) %}
     {% set door = relation.incorporate(path={'identifier': '_new_' ~ relation.identifier}) %}
     {% do run_query(
         'create table ' ~ door ~ ' (like ' ~ relation ~ ' including defaults) partition by range (' ~ partition_by ~ ')'
@@ -486,7 +506,7 @@ create table {{ relation }} (
     {% endfor %}
     {% call statement('fill_new_partitions') %}
         {{ upsert_rows(
-            door, unique_key, columns, versioned, false, in_months('batch.' ~ partition_by, months)
+            door, unique_key, columns, versioned, false, notes, in_months('batch.' ~ partition_by, months)
         ) }}
     {% endcall %}
     {% for month in months %}
