@@ -553,7 +553,6 @@ def _append_in_parts(
     twice, and takes more memory by itself than a portion does.
     """
     # Not by its DB-API, which imports pandas.
-    import adbc_driver_postgresql
     from adbc_driver_manager import (
         INGEST_OPTION_MODE_APPEND,
         AdbcConnection,
@@ -567,12 +566,11 @@ def _append_in_parts(
     with ExitStack() as stack, ThreadPoolExecutor(1) as sender:
 
         def connect() -> AdbcConnection:
-            database = stack.enter_context(adbc_driver_postgresql.connect(warehouse.libpq_url()))
-            connection: AdbcConnection = stack.enter_context(AdbcConnection(database))
+            connection: AdbcConnection = stack.enter_context(AdbcConnection(warehouse.arrow_database))
             connection.set_autocommit(False)
             return connection
 
-        # It takes long: ADBC reads the catalogue of types.
+        # It takes long where it is the first: ADBC reads the catalogue of types.
         opened = sender.submit(connect)
         sent: Future[None] | None = None
 
@@ -615,12 +613,14 @@ def _run_dlt(warehouse: Warehouse, provider: Provider, resources: list[DltResour
     os.environ.setdefault("RESTORE_FROM_DESTINATION", "false")
     import dlt
 
+    from health_pipeline.staging.destination import Destination
+
     # A folder a load: dlt keeps its state there and two loads that share one crash.
     folder = tempfile.mkdtemp(prefix="health-pipeline-dlt-")
     try:
         pipeline = dlt.pipeline(
             pipeline_name=schema_name(provider.name),
-            destination=dlt.destinations.postgres(credentials=warehouse.libpq_url()),
+            destination=Destination(warehouse),
             dataset_name=schema_name(provider.name),
             pipelines_dir=folder,
         )

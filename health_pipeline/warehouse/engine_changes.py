@@ -267,7 +267,6 @@ def replace_rows(warehouse: Warehouse, table: EngineTable, frame: pd.DataFrame, 
     since = f"and target.{day} >= date '{scope.start}'" if day in keys else ""
     same_key = " and ".join(f"batch.{key} = target.{key}" for key in keys)
     with warehouse.arrow() as connection, connection.cursor() as cursor:
-        connection.adbc_connection.set_autocommit(False)
         cursor.adbc_ingest("engine_batch", result, mode="create", temporary=True)
         cursor.execute(
             f"delete from health.{table.name} as target where target.user_id = any({users}) {since} "  # noqa: S608
@@ -284,6 +283,4 @@ def replace_rows(warehouse: Warehouse, table: EngineTable, frame: pd.DataFrame, 
         )
         changed += max(cursor.rowcount, 0)
         cursor.execute("drop table engine_batch")
-        connection.commit()
-        connection.adbc_connection.set_autocommit(True)
     return changed
