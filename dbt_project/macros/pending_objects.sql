@@ -23,6 +23,11 @@
 create schema if not exists health;
 create schema if not exists health_internal;
 
+create table if not exists health_internal._loaded_seeds (
+    name text primary key,
+    file text not null,
+    content text not null
+);
 create table if not exists health._applied_objects (
     provider text not null,
     raw_object_id bigint not null,

@@ -139,3 +139,28 @@ def test_an_index_the_model_has_gained_is_made_where_the_table_is_there(lab: Lab
     lab.execute(f"drop index health.{name}")
     lab.build()
     assert lab.one(known) == {"is_there": True}
+
+
+def test_a_seed_is_loaded_where_its_file_or_the_table_is_another(lab: Lab) -> None:
+    rows = "select xmin::text as writer, metric_type, unit from health.metric_types order by metric_type"
+    lab.build()
+    before = lab.rows(rows)
+    assert len(before) > 50
+    lab.build()
+    assert lab.rows(rows) == before
+
+    def built_again() -> None:
+        lab.build()
+        after = lab.rows(rows)
+        assert [row["writer"] for row in after] != [row["writer"] for row in before]
+        assert [(row["metric_type"], row["unit"]) for row in after] == [
+            (row["metric_type"], row["unit"]) for row in before
+        ]
+
+    lab.execute("update health.metric_types set unit = 'lb' where metric_type = 'weight'")
+    built_again()
+    lab.execute("update health_internal._loaded_seeds set file = 'of before' where name = 'metric_types'")
+    built_again()
+    lab.execute("drop table health.metric_types cascade")
+    lab.build()
+    assert len(lab.rows(rows)) == len(before)
