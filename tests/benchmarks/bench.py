@@ -42,6 +42,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began, before = time.monotonic(), machine()
     figures: list[Figure] = []
+    seconds: dict[str, int] = {}
     failed = False
 
     def say(line: str) -> None:
@@ -49,6 +50,7 @@ def main() -> int:
 
     with bench(arguments.quick, say, arguments.scale) as shared:
         for group in arguments.only:
+            group_began = time.monotonic()
             try:
                 for figure in importlib.import_module(group).figures(shared):
                     figures.append(figure)
@@ -56,16 +58,19 @@ def main() -> int:
             except Exception:
                 traceback.print_exc()
                 failed = True
+            seconds[group] = round(time.monotonic() - group_began)
     report = {
         "machine": before,
         "load_after": machine()["load"],
         "quick": arguments.quick,
         "scale": arguments.scale,
         "seconds": round(time.monotonic() - began),
+        "seconds_by_group": seconds,
         "figures": [figure.as_row() for figure in figures],
     }
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{sum(figure.reached for figure in figures)} of {len(figures)} reached; {arguments.json}")
+    print(", ".join(f"{group} {took} s" for group, took in seconds.items()))
     return failed
 
 

@@ -59,6 +59,7 @@ class Bench:
     say: Callable[[str], None]
     scale: float = 1.0
     _dbt: Dbt = field(init=False)
+    _is_built: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._dbt = Dbt(self.folder / "dbt-target")
@@ -68,24 +69,39 @@ class Bench:
 
     @contextmanager
     def lab(self) -> Iterator[Lab]:
-        """An empty, migrated warehouse whose tables dbt has made. One at a time: a manifest names its database."""
-        engine = sa.create_engine(
-            self.address.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
-        )
-        with engine.connect() as connection:
-            connection.execute(sa.text("drop database if exists bench with (force)"))
-            connection.execute(sa.text("create database bench"))
+        """An empty warehouse with all tables and views: a copy of the first, but of its name.
+
+        One at a time: a manifest names its database.
+        """
+        if self._is_built:
+            self._admin(
+                "drop database if exists bench with (force)", "create database bench template bench_built"
+            )
+        else:
+            self._admin("create database bench")
         url = sa.make_url(self.address.url("bench"))
         raw = Path(tempfile.mkdtemp(prefix="raw-", dir=self.folder))
         lab = Lab(Warehouse(url, url), open_store(str(raw)), self._dbt)
         try:
-            migrate(lab.warehouse.engine)
-            lab.ensure_staging()
-            lab.build()
+            if not self._is_built:
+                migrate(lab.warehouse.engine)
+                lab.ensure_staging()
+                lab.build()
+                lab.warehouse.engine.dispose()
+                self._admin("create database bench_built template bench")
+                self._is_built = True
             yield lab
         finally:
-            lab.warehouse.engine.dispose()
+            lab.warehouse.dispose()
             shutil.rmtree(raw, ignore_errors=True)
+
+    def _admin(self, *statements: str) -> None:
+        engine = sa.create_engine(
+            self.address.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+        )
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_glucose_files import shared
 
 from health_pipeline.providers import _zip_stream, apple_health, registry
+from health_pipeline.providers._apple_health_time import device_of
 from health_pipeline.providers.base import Parsed, RawDocument, RawFile, UnreadableFileError
 from health_pipeline.sandbox.apple_health import write_apple_health
 from health_pipeline.sandbox.people import person
@@ -114,10 +115,9 @@ class TestValues:
         ]
         found = rows(parse(export(*lines)))
         assert [row["device"] for row in found] == ["Ada\u2019s Apple Watch (Watch6,2)"] * 2
-        assert apple_health.device_of("Health Mate", None) == "Health Mate"
+        assert device_of("Health Mate", None) == "Health Mate"
         assert (
-            apple_health.device_of("Phone", "<<HKDevice: 0x1>, name:iPhone, hardware:iPhone14,5>")
-            == "Phone (iPhone14,5)"
+            device_of("Phone", "<<HKDevice: 0x1>, name:iPhone, hardware:iPhone14,5>") == "Phone (iPhone14,5)"
         )
 
     def test_the_printed_offset_tells_the_instant_and_the_upload_the_zone(self) -> None:
