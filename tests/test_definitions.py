@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from connecting import connect
+from dagster._core.definitions.partitions.context import partition_loading_context
 from dagster._core.definitions.schedule_definition import ScheduleExecutionData
 
 from health_pipeline.connections.endpoints import Endpoint
@@ -15,9 +16,10 @@ from health_pipeline.connections.users import ensure_user
 from health_pipeline.connections.vault import Vault
 from health_pipeline.definitions import defs
 from health_pipeline.defs.jobs import inbox_sensor
+from health_pipeline.defs.partitions import DAILY
 from health_pipeline.ingestion.inbox import open_inbox, receive_new_files
 from health_pipeline.raw.store import RawStore
-from health_pipeline.settings import Settings, load_settings
+from health_pipeline.settings import FIRST_DAY, Settings, load_settings
 from health_pipeline.warehouse.connection import Warehouse
 
 MARTS = (
@@ -81,6 +83,15 @@ def test_lineage_runs_from_the_provider_to_the_score() -> None:
     assert dg.AssetKey(["raw", "oura"]) in ancestors
     assert dg.AssetKey(["staging_oura", "sleep"]) in ancestors
     assert dg.AssetKey(["health", "health_metrics"]) in ancestors
+
+
+def test_days_are_those_that_dagster_would_list_on_every_date() -> None:
+    plain = dg.DailyPartitionsDefinition(start_date=FIRST_DAY.isoformat(), end_offset=1)
+    for now in (dt.datetime(2026, 3, 9, 23, 59, tzinfo=dt.UTC), dt.datetime(2026, 3, 10, tzinfo=dt.UTC)):
+        with partition_loading_context(effective_dt=now):
+            assert list(DAILY.get_partition_keys()) == list(plain.get_partition_keys())
+            assert DAILY.get_partition_keys()[-1] == now.date().isoformat()
+        assert list(DAILY.get_partition_keys(now)) == list(plain.get_partition_keys(now))
 
 
 def test_raw_and_staging_are_partitioned_by_day_and_backfill_as_one_run() -> None:

@@ -1,7 +1,9 @@
 """The one resource: warehouse, raw store, vault and settings of this process. It holds no secret itself."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -39,11 +41,20 @@ class Platform(dg.ConfigurableResource):  # type: ignore[type-arg]
         return open_warehouse()
 
     def store(self) -> "RawStore":
-        from health_pipeline.raw.store import open_store
-
-        return open_store(self.settings.raw_location)
+        """The raw store, opened once a process: to open one of S3 reads a megabyte of what boto3 knows of services."""
+        access = sorted(
+            item for item in os.environ.items() if item[0].startswith(("AWS_", "HEALTH_PIPELINE_RAW_"))
+        )
+        return _store_of(self.settings.raw_location, tuple(access))
 
     def vault(self) -> "Vault":
         from health_pipeline.connections.vault import open_vault
 
         return open_vault()
+
+
+@lru_cache(maxsize=2)
+def _store_of(location: str, _access: tuple[tuple[str, str], ...]) -> "RawStore":
+    from health_pipeline.raw.store import open_store
+
+    return open_store(location)
