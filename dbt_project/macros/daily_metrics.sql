@@ -109,14 +109,17 @@ having count(*) > 0
 
 {#
   When somebody's ranks have changed, the days that had a choice are made anew. `health._applied_priorities`
-  are the ranks that the table was made with.
+  are the ranks that the table was made with. Whether any has changed is asked first: to look for days of no rank
+  would go through the whole table.
 #}
 {% macro queue_days_ranked_anew() %}
 {%- set now = "select user_id, metric_type, source, priority from " ~ ref('int_source_priorities') -%}
 {%- set before = "select user_id, metric_type, source, priority from health._applied_priorities" -%}
-{% if execute and load_relation(this) is not none %}
+{%- set ranked_anew = "(" ~ now ~ " except " ~ before ~ ") union (" ~ before ~ " except " ~ now ~ ")" -%}
+{% if execute and run_query("select exists (" ~ ranked_anew ~ ")").columns[0].values()[0] %}
+{% if load_relation(this) is not none %}
 with ranked_anew as (
-    ({{ now }} except {{ before }}) union ({{ before }} except {{ now }})
+    {{ ranked_anew }}
 )
 
 insert into health._changed_metrics (user_id, local_date, metric_type)
@@ -137,4 +140,5 @@ where
 {% endif %}
 delete from health._applied_priorities;
 insert into health._applied_priorities (user_id, metric_type, source, priority) {{ now }};
+{% endif %}
 {% endmacro %}

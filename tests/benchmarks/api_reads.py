@@ -65,7 +65,7 @@ _ROUTES = {
 def figures(bench: Bench) -> Iterator[Figure]:
     rows, days = bench.size(20_000_000, 400_000), 365 if bench.quick else 1095
     people = max(rows // (days * _METRICS), _ASKING)
-    seconds = 3 if bench.quick else 20
+    seconds = 2 if bench.quick else 20
     with bench.lab() as lab:
         bench.say(f"{days} days of {people} people, {people * days * _METRICS:,} daily values")
         tokens = fill(lab, people, days)

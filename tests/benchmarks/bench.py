@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -40,6 +41,8 @@ def main() -> int:
     arguments = parser.parse_args()
     # Ended from outside, it still removes what it made.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # Of libraries, about each other, hundreds of lines of them.
+    warnings.simplefilter("ignore")
     began, before = time.monotonic(), machine()
     figures: list[Figure] = []
     seconds: dict[str, int] = {}

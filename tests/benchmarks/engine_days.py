@@ -92,7 +92,7 @@ where user_id <= {users}
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    users, few = bench.size(20_000, 1_000), bench.size(2_000, 100)
+    users, few = bench.size(20_000, 500), bench.size(2_000, 50)
     with bench.lab() as lab:
         bench.say(f"{users:,} people's last {DAYS} days")
         fill(lab, users)

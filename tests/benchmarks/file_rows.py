@@ -35,7 +35,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def _apple(bench: Bench) -> Iterator[Figure]:
-    sizes = (20, 60) if bench.quick else (200, 2_000)
+    sizes = (20, 40) if bench.quick else (200, 2_000)
     for megabytes in sizes:
         path = bench.folder / f"export-{megabytes}.zip"
         bench.say(f"writing an Apple export of {megabytes} MB")

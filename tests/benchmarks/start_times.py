@@ -8,25 +8,25 @@ from collections.abc import Iterator
 
 from measure import Bench, Figure, stopwatch
 
-_ROUNDS = 3
-
 
 def figures(bench: Bench) -> Iterator[Figure]:
     bench.say("starting Python again and again")
+    rounds = 2 if bench.quick else 4
+
+    def best(code: str) -> float:
+        return min(_seconds(code) for _ in range(rounds))
+
     yield Figure(
         "import of the definitions", "import dagster, dagster_dlt, dagster_dbt", "seconds",
-        _best("import health_pipeline.definitions"), _best("import dagster, dagster_dlt, dagster_dbt"), 1.35, False,
+        best("import health_pipeline.definitions"), best("import dagster, dagster_dlt, dagster_dbt"), 1.35, False,
     )  # fmt: skip
-    helped = _best("import sys; sys.argv = ['health-pipeline', '--help']; import runpy; "
+    helped = best("import sys; sys.argv = ['health-pipeline', '--help']; import runpy; "
                    "runpy.run_module('health_pipeline.cli', run_name='__main__')")  # fmt: skip
     yield Figure("health-pipeline --help, beyond `python -c pass`", "0.4 s", "seconds",
-                 helped - _best("pass"), 0.4, 1, False)  # fmt: skip
+                 helped - best("pass"), 0.4, 1, False)  # fmt: skip
 
 
-def _best(code: str) -> float:
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        with stopwatch() as seconds:
-            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        best = min(best, seconds())
-    return best
+def _seconds(code: str) -> float:
+    with stopwatch() as seconds:
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return seconds()

@@ -10,6 +10,8 @@ import pytest
 from analyst_queries import QUERIES, bound, buffers, nodes, partitions_read, read_whole
 from canonical_lab import Lab, hours, messages
 
+from health_pipeline.warehouse.dbt_project import Views
+
 LOADS = 300
 ROWS_A_LOAD = 1_000
 MONTHS = 24
@@ -158,7 +160,7 @@ def test_run_reads_little(large: Lab, entity: str, metric: str) -> None:
     large.stage("oura")
     before = rows_read(large)
 
-    result = large.dbt(large.warehouse, "build", "--exclude-resource-type", "unit_test")
+    result = large.dbt(large.warehouse, "build", "--exclude-resource-type", "unit_test", *Views.KEEP)
 
     assert result.success, messages(result)
     changed = large.one(
@@ -170,6 +172,17 @@ def test_run_reads_little(large: Lab, entity: str, metric: str) -> None:
     # Of 500,000 and 300,000. The staged rows of the day are read for each table that is made of them.
     assert read["health.health_metrics"] < 60_000
     assert read["staging_oura.heartrate"] < 100_000
+
+
+def test_a_run_with_nothing_new_reads_nothing_that_is_stored(large: Lab) -> None:
+    large.build()
+    before = rows_read(large)
+
+    large.build()
+
+    read = {name: count - before[name] for name, count in rows_read(large).items() if count > before[name]}
+    for name in ("health.health_metrics", "health.daily_metrics", "staging_oura.heartrate"):
+        assert name not in read
 
 
 _FILL_DAYS = """
