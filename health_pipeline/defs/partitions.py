@@ -17,7 +17,7 @@ class _Days(dg.DailyPartitionsDefinition):
     """Days whose keys are written once a day, and not each time that somebody asks.
 
     Before each step Dagster lists all days of every partitioned asset that the step reads, only to see that there are
-    too many to look at: two seconds of a run over ten years and thirty providers, and more each year.
+    too many to look at: two seconds of a run over seven years and thirty providers, and more each year.
     """
 
     def get_partition_keys(self, *arguments: Any, **named: Any) -> Sequence[str]:
