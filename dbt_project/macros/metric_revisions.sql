@@ -12,16 +12,20 @@
 
 {#
   Before anything is deleted or upserted. A batch whose rows are all to `keep` has nothing anew, and no versions that
-  differ. `met_revised` is the number of rows that may have been revised of those that were met.
+  differ. `batch` is what is in it (contents_of_batch), `met_revised` the number of rows that may have been revised of
+  those that were met.
 #}
-{% macro note_revisions(relation, unique_key, existing, merges, has_scope, met_revised) %}
+{% macro note_revisions(relation, unique_key, existing, batch, met_revised) %}
+{%- set merges = batch.merges -%}
 {%- set revisions = 'health.' ~ config.get('revisions') -%}
 {%- set revised = config.get('revised') -%}
 {% if existing is not none %}
+{% if batch.is_replayed %}
 delete from {{ revisions }} as target
 using health._pending_objects as objects
 where objects.raw_object_id = target.raw_object_id
     and objects.standing = 'replayed';
+{% endif %}
 
 {% if 'replace' in merges or 'remove' in merges %}
 delete from {{ revisions }} as target
@@ -62,7 +66,7 @@ on conflict do nothing;
 set local enable_hashjoin = off;
 {% endif %}
 
-{% if has_scope %}
+{% if batch.has_scope %}
 insert into {{ revisions }} ({{ unique_key | join(', ') }}, revised_at, raw_object_id, old_value, new_value)
 select
     {{ prefixed('target', unique_key) }},
