@@ -166,6 +166,19 @@ def models_are_tested(manifest: Manifest) -> set[str]:
     }
 
 
+def tests_of_tables_read_what_changed(manifest: Manifest) -> set[str]:
+    """Tables grow for years, and data tests run daily: what a column may hold is a check of the database's."""
+    frugal = ("primary_key", "values_within_catalogue")
+    return {
+        node["name"]
+        for node in manifest["nodes"].values()
+        if node["resource_type"] == "test"
+        and manifest["nodes"].get(node.get("attached_node"), node)["config"]["materialized"] == "upsert_table"
+        and node["test_metadata"]["name"] not in frugal
+        and not node["config"]["where"]
+    }
+
+
 def sources_are_read_by_staging_alone(manifest: Manifest) -> set[str]:
     return {
         node["name"]
@@ -251,6 +264,7 @@ RULES: list[Callable[[Manifest], set[str]]] = [
     sources_and_seeds_are_described,
     marts_have_a_key,
     models_are_tested,
+    tests_of_tables_read_what_changed,
     sources_are_read_by_staging_alone,
     staging_reads_one_source,
     sources_are_staged_once,

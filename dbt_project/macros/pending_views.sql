@@ -132,6 +132,7 @@ select
             recorded_at < said_date::timestamp at time zone 'UTC' - interval '2 days'
             or recorded_at >= said_date::timestamp at time zone 'UTC' + interval '3 days'
             then 'far_from_its_day'
+        when ended_at < recorded_at then 'ends_before_it_begins'
     end as quarantine_reason
 from converted
 {% endmacro %}

@@ -55,13 +55,19 @@ insert into health._applied_objects (provider, raw_object_id, load_id, user_id, 
 select 'oura', 1000000 + row_number() over (order by day), 0, user_id, 'daily_spo2', day
 from ops.users
 cross join generate_series(timestamptz '2023-06-01 00:00+00', '2026-02-24 00:00+00', '1 day') as day;
-analyze health.health_metrics, health.daily_metrics, health._applied_objects;
+insert into health.glucose_readings (user_id, recorded_at, glucose_mg_dl, reading_type, source, source_device,
+    utc_offset_minutes, utc_offset_source, local_date, raw_object_id, first_seen_at, updated_at)
+select user_id, instant, 100, 'cgm', 'libreview', 'Libre', 0, 'assumed_utc', instant::date, 0, instant, instant
+from ops.users
+cross join generate_series(timestamptz '2024-03-01 00:00+00', '2026-02-28 00:00+00', '4 hours') as instant
+order by 1, 2;
+analyze health.health_metrics, health.daily_metrics, health.glucose_readings, health._applied_objects;
 """
 
 
 @pytest.fixture(scope="module")
 def large(lab_of_module: Lab) -> Lab:
-    """300 loads of 1,000 staged samples, and 500,000 metrics of 20 people over 24 months."""
+    """300 loads of 1,000 staged samples; of 20 people over 24 months 500,000 metrics and 88,000 readings."""
     lab = lab_of_module
     for number in range(20):
         lab.user(f"person-{number}", "UTC")
@@ -176,6 +182,9 @@ def test_run_reads_little(large: Lab, entity: str, metric: str) -> None:
     # Of 500,000 and 300,000. The staged rows of the day are read for each table that is made of them.
     assert read["health.health_metrics"] < 60_000
     assert read["staging_oura.heartrate"] < 100_000
+    # Of 15,000 and 88,000: what is tested was changed, and nothing was of the second.
+    assert read["health.daily_metrics"] < 10_000
+    assert read["health.glucose_readings"] == 0
     # Of 20,000, which to find what is pending may be read as a whole; not once more for each table of documents.
     assert read["health._applied_objects"] < 80_000
 

@@ -141,6 +141,17 @@ def test_an_index_the_model_has_gained_is_made_where_the_table_is_there(lab: Lab
     assert lab.one(known) == {"is_there": True}
 
 
+def test_a_check_the_model_has_gained_holds_where_the_table_is_there(lab: Lab) -> None:
+    name = "daily_metrics_coverage_check"
+    known = f"select pg_get_constraintdef(oid) as rule from pg_constraint where conname = '{name}'"
+    lab.build()
+    made = lab.one(known)
+    assert "coverage" in made["rule"]
+    lab.execute(f"alter table health.daily_metrics drop constraint {name}")
+    lab.build()
+    assert lab.one(known) == made
+
+
 def test_a_seed_is_loaded_where_its_file_or_the_table_is_another(lab: Lab) -> None:
     rows = "select xmin::text as writer, metric_type, unit from health.metric_types order by metric_type"
     lab.build()

@@ -54,6 +54,8 @@ _OF_TYPE = {
     "timestamp with time zone": "timestamptz '2026-03-01'",
     "jsonb": "'{}'",
 }
+#: Of columns that may not hold just anything.
+_ALLOWED = {"document_kind": "'report'", "reading_type": "'cgm'", "coverage": "1"}
 _TABLE_BREACHES = (
     "alter table {} disable row level security",
     "drop policy subject_reads_own on {}",
@@ -343,7 +345,7 @@ def _fill(lab: Lab, relation: str) -> None:
         name=relation,
     )
     names = ", ".join(column["name"] for column in columns)
-    values = ", ".join(_OF_TYPE[column["type"]] for column in columns)
+    values = ", ".join(_ALLOWED.get(column["name"]) or _OF_TYPE[column["type"]] for column in columns)
     lab.execute(
         f"insert into {relation} (user_id, {names}) select user_id, {values} from ops.users on conflict do nothing"
     )
