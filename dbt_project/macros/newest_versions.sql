@@ -9,6 +9,8 @@
              samples), `is_deleted`, `raw_object_id` and `received_at`
   key        the table's natural key
   measured   all its other columns but raw_object_id, first_seen_at and updated_at
+  along      SQL for a number by which rows of one key are one and rows of a series follow each other in time: to sort
+             by it first takes a third of the time that the columns of the key take
 
   Adds `first_seen_at`, `updated_at` and `_merge`, which tells `upsert_table` what the row is to the one that
   is there: `keep` (the same row, if it says the same), `revise` (the same row, changed within this run),
@@ -22,17 +24,17 @@
   Most keys have one version. Those of several are not `_is_alone`, and upsert_table folds them, once the batch
   is in a table: one statement for both would write all versions twice. Unit tests see them folded.
 #}
-{% macro newest_versions(relation, key, measured, revised=none) %}
+{% macro newest_versions(relation, key, measured, revised=none, along=none) %}
 {% if model.resource_type == 'unit_test' %}
 with versions as (
-    {{ versions_of(relation, key, measured, revised) }}
+    {{ versions_of(relation, key, measured, revised, along) }}
 )
 
 select {{ batch_columns(key, measured, revised) | join(', ') }} from versions where _is_alone
 union all
 {{ folded_versions('versions', key, measured, revised) }}
 {% else %}
-{{ versions_of(relation, key, measured, revised) }}
+{{ versions_of(relation, key, measured, revised, along) }}
 {% endif %}
 {% endmacro %}
 
@@ -51,7 +53,8 @@ union all
   `folded_versions` needs: `_receipt`, that by which the document was told first and, after this one, next,
   `_speaks_late` and `_is_context`.
 #}
-{% macro versions_of(relation, key, measured, revised) %}
+{% macro versions_of(relation, key, measured, revised, along) %}
+{%- set placed = (['_place'] if along else []) + key -%}
 {#- Its first column is not the key's: else samples, most of all rows, might be sorted by documents, too. -#}
 {%- set by_document = 'partition by said.source_record_id, said.user_id, said.source' -%}
 select
@@ -83,7 +86,7 @@ from (
         ) as _is_alone
     from (
         -- One version a key and object, whatever the order of rows within the object.
-        select distinct on ({{ key | join(', ') }}, _receipt) *
+        select distinct on ({{ placed | join(', ') }}, _receipt) *{{ ', ' ~ along ~ ' as _place' if along }}
         from (
             select
                 said.*,
@@ -113,9 +116,9 @@ from (
             where said.source_record_id is not null
         ) as told
         where not told.is_deleted
-        order by {{ (key + ['_receipt', 'source_record_id'] + measured) | unique | join(', ') }}
+        order by {{ (placed + ['_receipt', 'source_record_id'] + measured) | unique | join(', ') }}
     ) as events
-    window in_order as (partition by {{ key | join(', ') }} order by _receipt)
+    window in_order as (partition by {{ placed | join(', ') }} order by _receipt)
 ) as versions
 where not _is_alone or _speaks_late or not _is_context
 {% endmacro %}

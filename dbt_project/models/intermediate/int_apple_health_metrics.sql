@@ -39,7 +39,8 @@ from (
         {{ apple_health_offset('records', 'away', 'records.recorded_at') }} as offset_minutes,
         {{ apple_health_offset_source('records', 'away') }} as offset_source,
         dense_rank() over (
-            partition by records.raw_object_id, records.metric_type collate "C", records.recorded_at
+            -- The instant first: what it does not tell apart is little.
+            partition by records.recorded_at, records.metric_type collate "C", records.raw_object_id
             order by records.device collate "C", records.ended_at, records.value, records.unit collate "C"
         ) as place
     from {{ ref('stg_apple_health__records') }} as records

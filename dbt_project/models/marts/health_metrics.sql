@@ -46,7 +46,9 @@ newest as (
         'metrics',
         key=['user_id', 'metric_type', 'recorded_at', 'source'],
         measured=measured,
-        revised='metric_value'
+        revised='metric_value',
+        along="(user_id # hashtext(metric_type) # hashtext(source))::bigint << 34
+            | (date_part('epoch', recorded_at)::bigint & ((1::bigint << 34) - 1))"
     ) }}
 )
 
