@@ -31,7 +31,7 @@ union all
     'average_heart_rate_bpm', 'average_breath_per_minute', 'stages', 'is_deleted', 'raw_object_id',
     'received_at',
 ] -%}
-{{ union_without_deleted(var('sleep_providers'), 'sleep_sessions', columns, beside) }}
+{{ with_reason(union_without_deleted(var('sleep_providers'), 'sleep_sessions', columns, beside)) }}
 {% endmacro %}
 
 
@@ -41,7 +41,23 @@ union all
     'activity', 'intensity', 'duration_seconds', 'calories_kcal', 'distance_m', 'average_heart_rate_bpm',
     'max_heart_rate_bpm', 'elevation_gain_m', 'perceived_exertion', 'is_deleted', 'raw_object_id', 'received_at',
 ] -%}
-{{ union_without_deleted(var('workout_providers'), 'workouts', columns, beside) }}
+{{ with_reason(union_without_deleted(var('workout_providers'), 'workouts', columns, beside)) }}
+{% endmacro %}
+
+
+{# Nights or workouts, with the reason for quarantine where there is one: when they were cannot be true. #}
+{% macro with_reason(sessions) %}
+select
+    sessions.*,
+    case
+        when is_deleted then null
+        when started_at > received_at + interval '24 hours' then 'in_the_future'
+        when started_at < timestamptz '1900-01-01 00:00:00+00' then 'before_1900'
+        when ended_at < started_at then 'ends_before_it_begins'
+    end as quarantine_reason
+from (
+    {{ sessions }}
+) as sessions
 {% endmacro %}
 
 

@@ -9,6 +9,10 @@
 -- depends_on: {{ ref('int_objects_pending') }}
 {%- set validated = ref('int_glucose_validated') -%}
 {%- set present = validated if applies_objects() else none %}
+{%- set sessions = {
+    'sleep_sessions': of_pending('int_sleep_sessions_unioned'),
+    'workouts': of_pending('int_workouts_unioned'),
+} %}
 with refused as (
     {% for provider in pending_among(var('glucose_providers') + var('metric_providers'), present) %}
     -- What the parser could not read.
@@ -58,6 +62,23 @@ with refused as (
         received_at
     from {{ of_pending('int_metrics_validated') }} as validated
     where quarantine_reason is not null
+    {% for name, of_name in sessions.items() %}
+    union all
+    select
+        user_id,
+        source,
+        '{{ name }}' as entity,
+        null as metric_type,
+        quarantine_reason as reason,
+        'document ' || source_record_id as location,
+        jsonb_build_object(
+            'started_at', {{ utc_text('started_at') }}, 'ended_at', {{ utc_text('ended_at') }}
+        ) as original,
+        raw_object_id,
+        received_at
+    from {{ of_name }} as {{ name }}
+    where quarantine_reason is not null
+    {% endfor %}
 )
 
 select distinct on (raw_object_id, quarantine_id)
