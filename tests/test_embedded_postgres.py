@@ -257,6 +257,7 @@ def test_fresh_server_is_durable_and_tuned(running: Running) -> None:
         "data_checksums": "on",
         "server_encoding": "UTF8",
         "password_encryption": "scram-sha-256",
+        "scram_iterations": "4096",
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
         "TimeZone": "UTC",
@@ -279,6 +280,9 @@ def test_nobody_gets_in_without_the_password(running: Running) -> None:
     assert stat.S_IMODE(password.stat().st_mode) == 0o600
     assert password.read_text() == address.password
     assert len(address.password) >= 32
+    # Nobody guesses it, so that a connection need not be slow.
+    verifier = query(address, "select rolpassword from pg_authid where rolname = 'health'")
+    assert verifier.startswith("SCRAM-SHA-256$1:")
     for wrong in (address.password + "x", ""):
         with pytest.raises(psycopg2.OperationalError, match=r"authentication failed|no password supplied"):
             connect(address, password=wrong, passfile="/nonexistent")

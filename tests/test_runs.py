@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from health_pipeline.definitions import defs
 from health_pipeline.defs.dead_runs import COMMAND_TAG, dead_runs_sensor, end_dead_runs
 from health_pipeline.defs.events import requested_jobs_sensor, scores_sensor, webhook_sensor
+from health_pipeline.defs.resources import Platform
 from health_pipeline.defs.run_launcher import PID_TAG, PreloadedRunLauncher
 from health_pipeline.ingestion import jobs
 from health_pipeline.providers.base import Window
@@ -224,6 +225,45 @@ def launcher(instance: dg.DagsterInstance) -> PreloadedRunLauncher:
     made = PreloadedRunLauncher()
     made.register_instance(instance)
     return made
+
+
+def test_a_run_keeps_its_connections_to_dagsters_storage_and_makes_new_ones_where_they_died(
+    warehouse: Warehouse,
+) -> None:
+    storage = warehouse.environment()["HEALTH_PIPELINE_DAGSTER_URL"]
+    with (
+        dg.instance_for_test(overrides={"storage": {"postgres": {"postgres_url": storage}}}) as instance,
+        sa.create_engine(warehouse.url, isolation_level="AUTOCOMMIT").connect() as admin,
+    ):
+
+        def connections() -> set[int]:
+            found = admin.execute(
+                sa.text("select pid from pg_stat_activity where datname = :name"),
+                {"name": warehouse.dagster_url.database},
+            )
+            return set(found.scalars())
+
+        def run() -> set[int]:
+            assert one_step.execute_in_process(instance=instance, resources={"platform": Platform()}).success
+            return connections()
+
+        assert connections() == set()
+        kept = run()
+        assert kept
+        assert run() == kept
+        for pid in kept:
+            admin.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": pid})
+        assert run().isdisjoint(kept)
+
+
+@dg.op(required_resource_keys={"platform"})
+def step() -> None:
+    pass
+
+
+@dg.job(resource_defs={"platform": Platform()})
+def one_step() -> None:
+    step()
 
 
 def dying() -> ForkServerProcess:

@@ -25,6 +25,7 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import serialize_value
 
 from health_pipeline.defs.dead_runs import end_dead_run
+from health_pipeline.defs.resources import keep_connections
 from health_pipeline.warehouse.dbt_project import newest_change
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class PreloadedRunLauncher(DefaultRunLauncher):
     _loaded: threading.Event
 
     def launch_run(self, context: LaunchRunContext) -> None:
+        keep_connections(self._instance)
         run = context.dagster_run
         if run.job_code_origin is None or not self._is_loaded():
             super().launch_run(context)

@@ -62,6 +62,7 @@ def run_job(
 
     from health_pipeline.definitions import defs
     from health_pipeline.defs.dead_runs import COMMAND_TAG, end_dead_runs
+    from health_pipeline.defs.resources import keep_connections
 
     # The console of a command shows progress; everything else is in the UI's event log.
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
@@ -96,8 +97,7 @@ def run_job(
                 failed_checks.append(f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}")
 
     with dg.DagsterInstance.get() as instance, hold(warehouse.engine, f"run:{run_id}"):
-        # One connection for the run instead of three an event.
-        instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=5)
+        keep_connections(instance)
         end_dead_runs(instance, warehouse.engine)
         instance.add_event_listener(run_id, watch)
         # What dbt prints is in the run's log in the UI; here it would bury the progress.
