@@ -9,8 +9,9 @@
              samples), `is_deleted`, `raw_object_id` and `received_at`
   key        the table's natural key
   measured   all its other columns but raw_object_id, first_seen_at and updated_at
-  along      SQL for a number by which rows of one key are one and rows of a series follow each other in time: to sort
-             by it first takes a third of the time that the columns of the key take
+  along      SQL for a number that is one for rows of one key, and by which those of a series follow each other in
+             time: to sort by it first takes a third of the time that the columns of the key take. Rows that come
+             as providers send them, person by person, should be in its order.
 
   Adds `first_seen_at`, `updated_at` and `_merge`, which tells `upsert_table` what the row is to the one that
   is there: `keep` (the same row, if it says the same), `revise` (the same row, changed within this run),

@@ -47,7 +47,8 @@ newest as (
         key=['user_id', 'metric_type', 'recorded_at', 'source'],
         measured=measured,
         revised='metric_value',
-        along="(user_id # hashtext(metric_type) # hashtext(source))::bigint << 34
+        along="user_id::bigint << 44
+            | ((hashtext(metric_type) & 1023)::bigint << 34)
             | (date_part('epoch', recorded_at)::bigint & ((1::bigint << 34) - 1))"
     ) }}
 )
