@@ -70,7 +70,7 @@ def keep_connections(instance: dg.DagsterInstance) -> None:
     instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
     for storage in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
         engine = getattr(storage, "_engine", None)
-        if isinstance(engine, sa.Engine):
+        if isinstance(engine, sa.Engine) and engine.dialect.name == "postgresql":
             sa.event.listen(engine, "checkout", _require_alive)
 
 
