@@ -61,6 +61,20 @@ from (
 {% endmacro %}
 
 
+{# The nights, or the workouts, of a run. What a document says now and cannot be true replaces what it said by nothing. #}
+{% macro accepted_sessions(view, measured) %}
+    select
+        user_id,
+        source,
+        source_record_id,
+        {{ measured | join(',\n        ') }},
+        is_deleted or quarantine_reason is not null as is_deleted,
+        raw_object_id,
+        received_at
+    from {{ of_pending(view) }} as unioned
+{% endmacro %}
+
+
 {% macro metrics_validated(beside=none) %}
 with metrics as (
     select * from {{ view_of('int_metrics_unioned', beside) }} as unioned

@@ -16,16 +16,7 @@
     'lowest_heart_rate_bpm', 'average_heart_rate_bpm', 'average_breath_per_minute', 'stages',
 ] %}
 with sessions as not materialized (
-    select
-        user_id,
-        source,
-        source_record_id,
-        {{ measured | join(',\n        ') }},
-        -- What a document says now and cannot be true replaces what it said before by nothing.
-        is_deleted or quarantine_reason is not null as is_deleted,
-        raw_object_id,
-        received_at
-    from {{ of_pending('int_sleep_sessions_unioned') }} as unioned
+    {{ accepted_sessions('int_sleep_sessions_unioned', measured) }}
 ),
 
 newest as (

@@ -17,16 +17,7 @@
     'elevation_gain_m', 'perceived_exertion',
 ] %}
 with workouts as not materialized (
-    select
-        user_id,
-        source,
-        source_record_id,
-        {{ measured | join(',\n        ') }},
-        -- What a document says now and cannot be true replaces what it said before by nothing.
-        is_deleted or quarantine_reason is not null as is_deleted,
-        raw_object_id,
-        received_at
-    from {{ of_pending('int_workouts_unioned') }} as unioned
+    {{ accepted_sessions('int_workouts_unioned', measured) }}
 ),
 
 newest as (
